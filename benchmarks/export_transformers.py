@@ -1,13 +1,15 @@
 """Export the graphs of BERT-base, GPT-2 and ViT-B/16 without their weights.
 
-The graphs lie in ``benchmarks/models`` and `benchmarks.models` fills them from a seed, so only who wants to change them
-runs this. It needs torch and transformers, best in an environment of their own, and downloads no weights::
+The graphs lie in ``benchmarks/models`` and `benchmarks.models` fills them from a seed, so only who
+wants to change them runs this. It needs torch and transformers, best in an environment of their
+own, and downloads no weights::
 
     python3 -m venv ~/.cache/export-venv
     ~/.cache/export-venv/bin/pip install torch==2.13.0 transformers==5.23.0 onnx
     ~/.cache/export-venv/bin/python benchmarks/export_transformers.py
 
-The three differ in opset on purpose: at 14 the exporter spells out layer normalisation, from 17 on it is one node.
+The three differ in opset on purpose: at 14 the exporter spells out layer normalisation, from 17 on
+it is one node.
 """
 
 from __future__ import annotations
@@ -24,14 +26,16 @@ import torch
 import transformers
 
 FOLDER = Path(__file__).parent / "models"
-# Initialisers up to this many bytes are shapes, scalars and masks that the exporter wrote, not weights.
+# Initialisers up to this many bytes are shapes and scalars that the exporter wrote, not weights.
 LARGEST_CONSTANT_NBYTES = 256
 
 
-class OneOutput(torch.nn.Module):
+class NamedOutputs(torch.nn.Module):
     """A model of which only the named outputs remain, in order."""
 
-    def __init__(self, model: torch.nn.Module, arguments: tuple[str, ...], results: tuple[str, ...]):
+    def __init__(
+        self, model: torch.nn.Module, arguments: tuple[str, ...], results: tuple[str, ...]
+    ) -> None:
         super().__init__()
         self.model = model
         self.arguments = arguments
@@ -44,7 +48,7 @@ class OneOutput(torch.nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What to export: a model, example inputs by name, its outputs and the axes that stay symbolic."""
+    """What to export: a model, example inputs by name, its outputs and its symbolic axes."""
 
     make: Callable[[], torch.nn.Module]
     inputs: dict[str, torch.Tensor]
@@ -98,9 +102,17 @@ EXPORTS = {
 }
 
 
+def make_distinct(model: torch.nn.Module) -> None:
+    """Give every parameter its own values, as training does: the exporter merges equal ones."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.02)
+
+
 def traced(export: Export) -> onnx.ModelProto:
     """The model as the TorchScript exporter writes it with its defaults."""
-    model = OneOutput(export.make().eval(), tuple(export.inputs), export.outputs).eval()
+    model = NamedOutputs(export.make().eval(), tuple(export.inputs), export.outputs).eval()
+    make_distinct(model)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         path = Path(folder) / "model.onnx"
         torch.onnx.export(
