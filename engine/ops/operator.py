@@ -49,9 +49,10 @@ class Operator:
     #: Inputs (by position) of which the shape rule needs the contents, not only the type.
     shape_inputs: ClassVar[tuple[int, ...]] = ()
 
-    def infer(self, *operands: Operand | None) -> Sequence[Type]:
-        """The types of all outputs; an output size may be `UnknownSize` when only a run tells.
+    def infer(self, *operands: Any) -> Sequence[Type]:
+        """The types of all outputs, from one `Operand` per input (None where absent).
 
+        An output size may be `UnknownSize` when only a run tells.
         Raises ValueError with the values found and expected when the inputs contradict the rule.
         """
         raise NotImplementedError(type(self).__name__)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 from engine.ir.sizes import maximum, provably_equal
-from engine.ir.types import Dim, Operand, Shape, TensorType
+from engine.ir.types import Dim, Operand, Shape, TensorType, UnknownSize
 
-__all__ = ["broadcast", "normalize_axis", "same_as"]
+__all__ = [
+    "agree",
+    "broadcast",
+    "normalize_axes",
+    "normalize_axis",
+    "same_as",
+    "unknown",
+    "unknown_shape",
+]
 
 
 def broadcast(*shapes: Shape | None) -> Shape | None:
@@ -53,3 +62,28 @@ def same_as(operand: Operand | None) -> list[TensorType]:
     if operand is None:
         raise ValueError("a required input is absent")
     return [operand.tensor]
+
+
+def normalize_axes(axes: Iterable[int], rank: int, *, name: str = "axes") -> tuple[int, ...]:
+    """The axes as indices in [0, rank), in order; ValueError for one outside or given twice."""
+    found = tuple(normalize_axis(int(axis), rank, name=name) for axis in axes)
+    if len(set(found)) != len(found):
+        raise ValueError(f"{name} are {list(found)}, expected no axis twice")
+    return found
+
+
+def agree(left: Dim, right: Dim, *, name: str = "size") -> Dim:
+    """The one size that two equal sizes have, the known one if any; ValueError when they differ."""
+    if provably_equal(left, right) is False:
+        raise ValueError(f"{name} is {left} in one input and {right} in another")
+    return right if isinstance(right, int) else left
+
+
+def unknown(bound: Dim | None = None) -> Dim:
+    """In an operator's answer: a size that only a run tells, at most ``bound``."""
+    return cast(Dim, UnknownSize(bound))
+
+
+def unknown_shape(rank: int) -> Shape:
+    """A shape of known rank with sizes that only a run tells."""
+    return tuple(unknown() for _ in range(rank))
