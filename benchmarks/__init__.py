@@ -1,0 +1,1 @@
+"""Models, peers and measurements; nothing here is installed."""
