@@ -1,0 +1,1 @@
+"""Database rows and blobs of the farm: knows digests, not plans."""
