@@ -163,7 +163,7 @@ def _opaque(function: str, left: Dim, right: Dim) -> Dim:
 
 
 def _exact_quotient(left: Dim, right: Dim) -> Dim | None:
-    """left / right when every term divides evenly, else None."""
+    """Left / right when every term divides evenly, else None."""
     divisor = _terms(right)
     if len(divisor) != 1:
         return 1 if left == right else None
@@ -260,8 +260,8 @@ def bounds(value: Dim) -> tuple[int | None, int | None]:
 def _non_negative(monomial: Monomial) -> bool:
     return all(
         isinstance(atom, str)
-        or ((bounds(atom.left)[0] or -1) >= 0 or bounds(atom.left)[0] == 0)
-        and ((bounds(atom.right)[0] or -1) >= 0 or bounds(atom.right)[0] == 0)
+        or (((bounds(atom.left)[0] or -1) >= 0 or bounds(atom.left)[0] == 0)
+        and ((bounds(atom.right)[0] or -1) >= 0 or bounds(atom.right)[0] == 0))
         for atom in monomial
     )
 
