@@ -1,4 +1,4 @@
-"""Shape inference: types of all values, symbolic sizes carried through, contents of shape tensors."""
+"""Shape inference: types of all values, symbolic sizes, contents of shape tensors."""
 
 from __future__ import annotations
 

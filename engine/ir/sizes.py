@@ -260,8 +260,10 @@ def bounds(value: Dim) -> tuple[int | None, int | None]:
 def _non_negative(monomial: Monomial) -> bool:
     return all(
         isinstance(atom, str)
-        or (((bounds(atom.left)[0] or -1) >= 0 or bounds(atom.left)[0] == 0)
-        and ((bounds(atom.right)[0] or -1) >= 0 or bounds(atom.right)[0] == 0))
+        or (
+            ((bounds(atom.left)[0] or -1) >= 0 or bounds(atom.left)[0] == 0)
+            and ((bounds(atom.right)[0] or -1) >= 0 or bounds(atom.right)[0] == 0)
+        )
         for atom in monomial
     )
 

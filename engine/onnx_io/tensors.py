@@ -79,7 +79,7 @@ def _dim(proto: Any, where: str, axis: int) -> Dim:
 
 
 def type_of(proto: onnx.TypeProto, where: str) -> Type | None:
-    """A declared ONNX type; None when nothing is declared. Unnamed sizes get a name of their own."""
+    """A declared ONNX type, None when there is none; unnamed sizes get a name of their own."""
     kind = proto.WhichOneof("value")
     if kind is None:
         return None

@@ -18,7 +18,6 @@ from engine.ops.operator import Operator, register
 __all__ = ["Body", "ControlOperator", "If", "Loop", "Scan", "SequenceMap"]
 
 
-
 class Body(Protocol):
     """A body that can be called: arrays in, a sequence of values out."""
 

@@ -70,13 +70,13 @@ class Operator:
         for item in fields(self):
             value = getattr(self, item.name)
             default = item.default
-            if isinstance(value, np.ndarray) or value is not default and value != default:
+            if isinstance(value, np.ndarray) or (value is not default and value != default):
                 found[item.name] = _to_json(value)
         return found
 
     @classmethod
     def from_attributes(cls, values: Mapping[str, Any]) -> Operator:
-        """An instance from `attributes`' JSON or from ONNX attributes; ValueError for wrong ones."""
+        """An instance from `attributes`' JSON or ONNX attributes; ValueError for wrong ones."""
         hints = _hints(cls)
         unknown = sorted(set(values) - set(hints))
         if unknown:
@@ -91,8 +91,17 @@ class Operator:
         return f"{self.name}({inner})" if inner else self.name
 
 
-@cache
+_HINTS: dict[type, dict[str, Any]] = {}
+
+
 def _hints(cls: type[Operator]) -> dict[str, Any]:
+    """The attributes of an operator class and their declared types."""
+    if cls not in _HINTS:
+        _HINTS[cls] = _declared(cls)
+    return _HINTS[cls]
+
+
+def _declared(cls: type[Operator]) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
     return {item.name: hints[item.name] for item in fields(cls)}
 
