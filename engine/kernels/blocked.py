@@ -1,0 +1,212 @@
+"""The C text that all contractions share: register tiles over packed rows, blocks, the store.
+
+Rows are packed into scratch as [row][depth + 16], so that a tile reads them at constant offsets
+and at a pitch that is no power of two; columns come in panels of [depth][columns]. Sums stay in
+registers over one slice of the depth and in scratch between slices; the store applies the epilogue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from engine.kernels.epilogue import PREAMBLE, Epilogue, print_epilogue
+from engine.kernels.isa import Isa
+from engine.kernels.kernel import take_integer
+
+__all__ = ["Tile", "print_blocked", "read_operands", "scratch_layout"]
+
+PITCH_SLACK = 16
+TILE_FIELDS = ("rows", "columns", "depth", "row_tiles", "column_tiles")
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Sizes of a blocked contraction.
+
+    A register tile is ``rows`` x ``columns`` floats; ``depth`` is the slice of the depth summed at
+    a time; a work item is ``row_tiles`` x ``column_tiles`` register tiles.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    row_tiles: int
+    column_tiles: int
+
+    def to_json(self) -> dict[str, object]:
+        """The sizes by name."""
+        return {name: getattr(self, name) for name in TILE_FIELDS}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, object]) -> Tile:
+        """Read and check; raises ValueError naming the field at fault."""
+        columns = take_integer(fields, "columns", 16, 64)
+        if columns % 16:
+            raise ValueError(f"field columns: found {columns}, expected a multiple of 16")
+        return cls(
+            rows=take_integer(fields, "rows", 1, 16),
+            columns=columns,
+            depth=take_integer(fields, "depth", 16, 8192),
+            row_tiles=take_integer(fields, "row_tiles", 1, 64),
+            column_tiles=take_integer(fields, "column_tiles", 1, 64),
+        )
+
+    @property
+    def pitch(self) -> int:
+        """Floats between packed rows."""
+        return self.depth + PITCH_SLACK
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of a work item."""
+        return self.rows * self.row_tiles
+
+    @property
+    def block_columns(self) -> int:
+        """Columns of a work item."""
+        return self.columns * self.column_tiles
+
+
+def scratch_layout(tile: Tile, *, pack_columns: bool) -> tuple[int, int, int, int]:
+    """Floats of scratch: start of sums, of packed columns, of what comes after, and the total.
+
+    Packed rows come first, with a whole block of them.
+    """
+    sums = _line(tile.block_rows * tile.pitch)
+    panels = sums + _line(tile.block_rows * tile.block_columns)
+    end = panels + (_line(tile.depth * tile.block_columns) if pack_columns else 0)
+    return sums, panels, end, end
+
+
+def _line(floats: int) -> int:
+    return -(-floats // 16) * 16
+
+
+def _row_variants(rows: int) -> list[int]:
+    return sorted({rows, -(-rows // 2), -(-rows // 4), 1})
+
+
+def _print_tile(name: str, rows: int, vectors: int, tile: Tile, isa: Isa) -> str:
+    """One register tile: rows x vectors sums over a slice of the depth."""
+    width = isa.vector_floats
+    pairs = [(i, j) for i in range(rows) for j in range(vectors)]
+    declare = ", ".join(f"c{i}_{j}" for i, j in pairs)
+    clear = " ".join(f"c{i}_{j} = zero;" for i, j in pairs)
+    resume = " ".join(f"c{i}_{j} = LOAD(c + {i * tile.columns + j * width});" for i, j in pairs)
+    keep = " ".join(f"STORE(c + {i * tile.columns + j * width}, c{i}_{j});" for i, j in pairs)
+    loads = " ".join(f"const vector b{j} = LOAD(b + {j * width});" for j in range(vectors))
+    lines = []
+    for i in range(rows):
+        sums = " ".join(f"c{i}_{j} += b{j} * s;" for j in range(vectors))
+        lines.append(f"    {{ const float s = a[{i * tile.pitch}]; {sums} }}")
+    body = "\n".join(lines)
+    return f"""
+static void {name}_{rows}x{vectors}(const float *restrict a, const float *restrict b, int64_t depth,
+                                    float *restrict c, int first) {{
+  const vector zero = {{0}};
+  vector {declare};
+  if (first) {{ {clear} }}
+  else {{ {resume} }}
+  for (int64_t k = 0; k < depth; ++k, ++a, b += {tile.columns}) {{
+    {loads}
+{body}
+  }}
+  {keep}
+}}"""
+
+
+def _print_tiles(name: str, tile: Tile, isa: Isa) -> str:
+    """Register tiles of several sizes, and the choice between them."""
+    width = isa.vector_floats
+    all_vectors = tile.columns // width
+    vector_counts = sorted({all_vectors, -(-all_vectors // 2)})
+    parts, choice = [], []
+    for vectors in vector_counts:
+        choice.append(f"  if (columns <= {vectors * width}) {{")
+        for rows in _row_variants(tile.rows):
+            parts.append(_print_tile(name, rows, vectors, tile, isa))
+            call = f"{name}_{rows}x{vectors}(a, b, depth, c, first)"
+            choice.append(f"    if (rows <= {rows}) {{ {call}; return; }}")
+        choice.append("  }")
+    chosen = "\n".join(choice)
+    return (
+        "\n".join(parts)
+        + f"""
+static void {name}_tile(int64_t rows, int64_t columns, const float *a, const float *b,
+                        int64_t depth, float *c, int first) {{
+{chosen}
+}}"""
+    )
+
+
+def _print_store(name: str, tile: Tile, epilogue: Epilogue) -> str:
+    """The store of a register tile through the epilogue, and the struct that says where."""
+    fields, loads, names = [], [], ["c[j]"]
+    for position, kind in enumerate(epilogue.operands, 1):
+        fields.append(f"  const float *e{position}; int64_t e{position}_row;")
+        step = "0" if kind in ("scalar", "row") else "column"
+        start = f"o->e{position} + (row + i) * o->e{position}_row + {step}"
+        loads.append(f"    const float *e{position} = {start};")
+        names.append(f"e{position}[j]" if step == "column" else f"e{position}[0]")
+    value = print_epilogue(epilogue.expression, names)
+    declare, locate = "\n".join(fields), "\n".join(loads)
+    return f"""
+typedef struct {{
+  float *out; int64_t out_row;
+{declare}
+}} {name}_target;
+static inline __attribute__((always_inline)) void {name}_store_columns(
+    const float *c, int64_t rows, int64_t columns, const {name}_target *o, int64_t row,
+    int64_t column) {{
+  for (int64_t i = 0; i < rows; ++i, c += {tile.columns}) {{
+    float *out = o->out + (row + i) * o->out_row + column;
+{locate}
+#pragma GCC ivdep
+    for (int64_t j = 0; j < columns; ++j) out[j] = {value};
+  }}
+}}
+static void {name}_store(const float *c, int64_t rows, int64_t columns, const {name}_target *o,
+                         int64_t row, int64_t column) {{
+  if (columns == {tile.columns}) {name}_store_columns(c, rows, {tile.columns}, o, row, column);
+  else {name}_store_columns(c, rows, columns, o, row, column);
+}}"""
+
+
+def print_blocked(name: str, tile: Tile, epilogue: Epilogue, isa: Isa) -> str:
+    """Types, register tiles, store, and NAME_block, which sums one slice of one work item.
+
+    NAME_block(a, b, panel stride, rows, columns, depth, sums, first, last, whole, target): ``whole``
+    says that the slice is the whole depth, so that all register tiles may share one place for sums.
+    """
+    rows, columns = tile.rows, tile.columns
+    return f"""#include <stdint.h>
+#include <string.h>
+typedef float vector __attribute__((vector_size({isa.vector_floats * 4})));
+typedef float unaligned_vector
+    __attribute__((vector_size({isa.vector_floats * 4}), aligned(4), may_alias));
+#define LOAD(p) (*(const unaligned_vector *)(p))
+#define STORE(p, v) (*(unaligned_vector *)(p) = (v))
+#define LEAST(x, y) ((x) < (y) ? (x) : (y))
+{PREAMBLE}
+{_print_tiles(name, tile, isa)}
+{_print_store(name, tile, epilogue)}
+static void {name}_block(const float *a, const float *b, int64_t panel_stride, int64_t rows,
+                         int64_t columns, int64_t depth, float *sums, int first, int last,
+                         int whole, const {name}_target *o) {{
+  for (int64_t column = 0; column < columns; column += {columns}, b += panel_stride) {{
+    const int64_t n = LEAST({columns}, columns - column);
+    for (int64_t row = 0; row < rows; row += {rows}) {{
+      const int64_t m = LEAST({rows}, rows - row);
+      float *c = whole ? sums : sums + column * {tile.block_rows} + row * {columns};
+      {name}_tile(m, n, a + row * {tile.pitch}, b, depth, c, first);
+      if (last) {name}_store(c, m, n, o, row, column);
+    }}
+  }}
+}}
+"""
+
+
+def read_operands(epilogue: Epilogue, first: int) -> Sequence[tuple[int, str]]:
+    """Epilogue operands with the positions of their pointers, the first of them ``first``."""
+    return list(enumerate(epilogue.operands, first))
