@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+from onnxruntime.capi.onnxruntime_inference_collection import InferenceSession
 
 from benchmarks import models, weights
 
@@ -28,11 +28,7 @@ def measured(name: str) -> NDArray[np.float16]:
     norms = [node for node in model.graph.node if node.op_type == "BatchNormalization"]
     _fill(name, model, norms)
     outputs = _train(model, norms)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     found = session.run(outputs, models.inputs(name, IMAGES, SEED))
     flat = [np.asarray(array, np.float32).ravel() for array in found]
     return np.stack([np.concatenate(flat[::2]), np.concatenate(flat[1::2])]).astype(np.float16)

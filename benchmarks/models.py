@@ -107,15 +107,15 @@ def images(rng: np.random.Generator, batch: int) -> NDArray[np.float32]:
 
 
 def error(got: Sequence[NDArray[np.generic]], wanted: Sequence[NDArray[np.generic]]) -> float:
-    """The largest absolute error of one output, over inputs, in units of its spread between inputs.
+    """The largest absolute error of one output, in units of its spread between inputs.
 
-    Both hold one array for each of several inputs, at least two. The spread is the root mean square,
-    over elements, of the standard deviation between inputs: an answer that ignores its input errs by
-    one or more, however close the outputs lie to each other.
+    Both hold one array for each of several inputs, at least two. The spread is the standard
+    deviation between inputs of the element that varies most: an answer that ignores its input errs
+    by one or more, however close the outputs lie to each other.
     """
     truth = np.stack([np.asarray(array, np.float64) for array in wanted])
     answer = np.stack([np.asarray(array, np.float64) for array in got])
-    spread = float(np.sqrt(truth.var(axis=0).mean()))
+    spread = float(truth.std(axis=0).max())
     if answer.shape != truth.shape or spread == 0 or not np.isfinite(answer).all():
         return float("inf")
     return float(np.abs(answer - truth).max()) / spread
