@@ -1,0 +1,48 @@
+"""Graph to graph, in a literal order: `PIPELINE` is the only place where order is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from engine.ir.graph import Graph
+from engine.ir.infer import infer
+from engine.ir.verify import verify
+from engine.passes.fold_constants import fold_constants
+from engine.passes.make_views import make_views
+from engine.passes.merge_equal import merge_equal
+from engine.passes.remove_dead import remove_dead
+from engine.passes.remove_identity import remove_identity
+
+__all__ = ["CANONICALISE", "canonicalise", "run_passes"]
+
+Pass = Callable[[Graph], bool]
+
+#: Repeated until none of them changes anything.
+CANONICALISE: tuple[Pass, ...] = (
+    fold_constants,
+    remove_identity,
+    remove_dead,
+    merge_equal,
+)
+#: A rewrite that keeps undoing another would run for ever; real models settle within five rounds.
+_MAX_ROUNDS = 20
+
+
+def run_passes(graph: Graph, passes: tuple[Pass, ...], *, checked: bool = False) -> bool:
+    """Run passes in order, once each; ``checked`` verifies the graph after every one of them."""
+    changed = False
+    for step in passes:
+        if step(graph):
+            changed = True
+            if checked:
+                verify(graph)
+    return changed
+
+
+def canonicalise(graph: Graph, *, checked: bool = False) -> None:
+    """The graph without what its outputs do not need, shapes inferred anew."""
+    for _ in range(_MAX_ROUNDS):
+        if not run_passes(graph, CANONICALISE, checked=checked):
+            break
+        infer(graph)
+    run_passes(graph, (make_views, remove_identity, remove_dead, merge_equal), checked=checked)

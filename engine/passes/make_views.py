@@ -1,0 +1,64 @@
+"""Turn every operator that only changes a shape into one kind of node, the view."""
+
+from __future__ import annotations
+
+from engine.ir.graph import Graph, Node
+from engine.ir.sizes import Dim, symbols
+from engine.ir.types import TensorType, Type
+from engine.ops.view import View
+
+__all__ = ["is_bound", "make_views"]
+
+_RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "View")
+
+
+def is_bound(kind: Type) -> bool:
+    """Whether the shapes of the inputs alone settle this type's size."""
+    if not isinstance(kind, TensorType) or kind.shape is None:
+        return False
+    return not any(name.startswith("?") for dim in kind.shape for name in symbols(dim))
+
+
+def make_views(graph: Graph) -> bool:
+    """Rewrite Reshape, Flatten, Squeeze, Unsqueeze and Transposes of unit axes; join chains."""
+    changed = False
+    for node in list(graph.nodes):
+        if node.kind in _RESHAPES or _moves_only_units(node):
+            changed |= _rewrite(graph, node)
+    return changed
+
+
+def _moves_only_units(node: Node) -> bool:
+    """A Transpose that keeps the order of all axes longer than one."""
+    source = node.inputs[0] if node.inputs else None
+    if node.kind != "Transpose" or source is None or not is_bound(source.type):
+        return False
+    shape = source.tensor.dims
+    perm = getattr(node.op, "perm", None) or tuple(range(len(shape)))[::-1]
+    kept = [axis for axis in perm if shape[axis] != 1]
+    return kept == sorted(kept)
+
+
+def _rewrite(graph: Graph, node: Node) -> bool:
+    source, output = node.inputs[0], node.outputs[0]
+    if source is None or not is_bound(source.type) or not is_bound(output.type):
+        return False
+    above = source.producer
+    joined = above is not None and above.kind == "View"
+    if node.kind == "View" and not joined:
+        return False
+    if joined:
+        assert above is not None
+        source = above.inputs[0]
+    shape: tuple[Dim, ...] = output.tensor.dims
+    view = Node(
+        View(shape),
+        [source],
+        [graph.value(output.name, output.type)],
+        name=graph.fresh_name(node.name),
+        sources=node.sources,
+    )
+    graph.insert_before(node, view)
+    graph.replace_value(output, view.outputs[0])
+    graph.remove(node)
+    return True
