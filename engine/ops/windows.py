@@ -44,7 +44,7 @@ class CosineWindow(Operator):
             return np.ones(count, dtype)
         angle = 2 * np.pi * np.arange(count) / period
         terms = [factor * np.cos(n * angle) for n, factor in enumerate(self.coefficients)]
-        return np.sum(terms, axis=0).astype(dtype)
+        return np.asarray(np.sum(terms, axis=0)).astype(dtype)
 
 
 @register("HannWindow", since=17)
