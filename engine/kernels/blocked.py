@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from engine.kernels.epilogue import PREAMBLE, Epilogue, print_epilogue
+from engine.kernels.epilogue import Epilogue, preamble, print_epilogue
 from engine.kernels.isa import Isa
 from engine.kernels.kernel import take_integer
 
-__all__ = ["Tile", "print_blocked", "read_operands", "scratch_layout"]
+__all__ = ["TILE_FIELDS", "Tile", "fill_in", "print_blocked", "print_sizes", "scratch_layout"]
 
 PITCH_SLACK = 16
 TILE_FIELDS = ("rows", "columns", "depth", "row_tiles", "column_tiles")
@@ -176,8 +176,9 @@ static void {name}_store(const float *c, int64_t rows, int64_t columns, const {n
 def print_blocked(name: str, tile: Tile, epilogue: Epilogue, isa: Isa) -> str:
     """Types, register tiles, store, and NAME_block, which sums one slice of one work item.
 
-    NAME_block(a, b, panel stride, rows, columns, depth, sums, first, last, whole, target): ``whole``
-    says that the slice is the whole depth, so that all register tiles may share one place for sums.
+    NAME_block(a, b, panel stride, rows, columns, depth, sums, first, last, whole, target):
+    ``whole`` says that the slice is the whole depth, so that all register tiles may share one
+    place for sums.
     """
     rows, columns = tile.rows, tile.columns
     return f"""#include <stdint.h>
@@ -188,7 +189,7 @@ typedef float unaligned_vector
 #define LOAD(p) (*(const unaligned_vector *)(p))
 #define STORE(p, v) (*(unaligned_vector *)(p) = (v))
 #define LEAST(x, y) ((x) < (y) ? (x) : (y))
-{PREAMBLE}
+{preamble(epilogue.expression)}
 {_print_tiles(name, tile, isa)}
 {_print_store(name, tile, epilogue)}
 static void {name}_block(const float *a, const float *b, int64_t panel_stride, int64_t rows,
@@ -207,6 +208,13 @@ static void {name}_block(const float *a, const float *b, int64_t panel_stride, i
 """
 
 
-def read_operands(epilogue: Epilogue, first: int) -> Sequence[tuple[int, str]]:
-    """Epilogue operands with the positions of their pointers, the first of them ``first``."""
-    return list(enumerate(epilogue.operands, first))
+def print_sizes(names: Sequence[str]) -> str:
+    """Declarations that read the sizes by name."""
+    return "\n".join(f"  const int64_t {name} = size[{i}];" for i, name in enumerate(names))
+
+
+def fill_in(text: str, marks: Mapping[str, object]) -> str:
+    """Replace every ``@MARK@`` of a template."""
+    for mark, value in marks.items():
+        text = text.replace(f"@{mark}@", str(value))
+    return text

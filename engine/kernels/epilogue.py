@@ -9,32 +9,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from engine.ir.types import DType
-from engine.kernels.kernel import Array, take_choice, take_list
-from engine.ops.expression import Expression, constant, load
+from engine.kernels.kernel import Array, refuse_others, take_choice, take_list
+from engine.ops.expression import Expression, call, constant, evaluate, load, loads, order
 
-__all__ = ["IDENTITY", "Epilogue", "print_epilogue", "standard"]
+__all__ = ["IDENTITY", "OPERAND_KINDS", "Epilogue", "preamble", "print_epilogue", "standard"]
 
 OPERAND_KINDS = ("column", "row", "full", "scalar")
 MOST_OPERANDS = 8
-_MOST_DEPTH = 64
 _C_FORMS = {
     "add": "({} + {})",
-    "sub": "({} - {})",
-    "mul": "({} * {})",
+    "subtract": "({} - {})",
+    "multiply": "({} * {})",
     "max": "ef_maximum({}, {})",
     "min": "ef_minimum({}, {})",
 }
-_NUMPY_FORMS = {
-    "add": np.add,
-    "sub": np.subtract,
-    "mul": np.multiply,
-    "max": np.maximum,
-    "min": np.minimum,
-}
-PREAMBLE = """
+_PREAMBLE = """
 static inline float ef_maximum(float a, float b) { return a != a ? a : (a < b || b != b ? b : a); }
 static inline float ef_minimum(float a, float b) { return a != a ? a : (b < a || b != b ? b : a); }
 """
@@ -49,83 +39,65 @@ class Epilogue:
 
     def to_json(self) -> dict[str, object]:
         """The epilogue as JSON."""
-        return {"expression": _to_json(self.expression), "operands": list(self.operands)}
+        return {"expression": self.expression.to_json(), "operands": list(self.operands)}
 
     @classmethod
     def from_json(cls, value: object) -> Epilogue:
         """Read and check; raises ValueError naming what is wrong."""
         if not isinstance(value, Mapping):
             raise ValueError("field epilogue: expected an object")
+        refuse_others(value, ("expression", "operands"))
         kinds = take_list(value, "operands", MOST_OPERANDS)
-        operands = tuple(
-            take_choice({"operands": kind}, "operands", OPERAND_KINDS) for kind in kinds
-        )
-        return cls(_from_json(value.get("expression"), len(operands) + 1, 0), operands)
+        operands = tuple(take_choice({"operand": kind}, "operand", OPERAND_KINDS) for kind in kinds)
+        expression = Expression.from_json(value.get("expression"))
+        found = loads(expression)
+        if expression.dtype is not DType.FLOAT32 or any(
+            dtype is not DType.FLOAT32 or position > len(operands)
+            for position, dtype in found.items()
+        ):
+            raise ValueError(
+                f"field expression: expected float32 over loads 0 to {len(operands)}, found {found}"
+            )
+        for node in order(expression):
+            if node.function == "index" or node.function.startswith("row_"):
+                raise ValueError(f"field expression: {node.function} means nothing in an epilogue")
+        return cls(expression, operands)
 
     def evaluate(self, values: Sequence[Array]) -> Array:
         """The expression over arrays that broadcast against the sums."""
-        return _evaluate(self.expression, values)
+        return evaluate(self.expression, values)
 
 
-def _to_json(expression: Expression) -> dict[str, object]:
-    found: dict[str, object] = {"function": expression.function}
-    if expression.value is not None:
-        found["value"] = expression.value
-    if expression.operands:
-        found["operands"] = [_to_json(operand) for operand in expression.operands]
-    return found
-
-
-def _from_json(value: object, loads: int, depth: int) -> Expression:
-    if not isinstance(value, Mapping) or depth > _MOST_DEPTH:
-        raise ValueError("field expression: expected an object, nested at most 64 deep")
-    function, number = value.get("function"), value.get("value")
-    if function == "load":
-        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < loads:
-            raise ValueError(f"field expression: load of {number!r}, expected 0 to {loads - 1}")
-        return load(number, DType.FLOAT32)
-    if function == "constant":
-        if isinstance(number, bool) or not isinstance(number, int | float):
-            raise ValueError(f"field expression: constant {number!r}, expected a number")
-        return constant(number, DType.FLOAT32)
-    name = take_choice(value, "function", tuple(_C_FORMS))
-    operands = take_list(value, "operands", 2)
-    if len(operands) != 2:
-        raise ValueError(f"field expression: {name} takes 2 operands, found {len(operands)}")
-    parts = tuple(_from_json(operand, loads, depth + 1) for operand in operands)
-    return Expression(name, DType.FLOAT32, parts)
-
-
-def _evaluate(expression: Expression, values: Sequence[Array]) -> Array:
-    if expression.function == "load":
-        assert isinstance(expression.value, int)
-        return values[expression.value]
-    if expression.function == "constant":
-        return np.asarray(expression.value, np.float32)
-    left, right = (_evaluate(operand, values) for operand in expression.operands)
-    result: Array = _NUMPY_FORMS[expression.function](left, right)
-    return result
+def preamble(expression: Expression) -> str:
+    """C text that the printed expression needs before the function it stands in."""
+    return _PREAMBLE
 
 
 def print_epilogue(expression: Expression, names: Sequence[str]) -> str:
     """A scalar C expression; ``names`` are the C expressions of the loads."""
-    if expression.function == "load":
-        assert isinstance(expression.value, int)
-        return names[expression.value]
-    if expression.function == "constant":
-        assert expression.value is not None
-        return f"({float(expression.value).hex()}f)"
-    parts = [print_epilogue(operand, names) for operand in expression.operands]
-    return _C_FORMS[expression.function].format(*parts)
+    texts: dict[Expression, str] = {}
+    for node in order(expression):
+        if node.function == "load":
+            assert isinstance(node.value, int)
+            texts[node] = names[node.value]
+        elif node.function == "constant":
+            assert node.value is not None
+            texts[node] = f"({float(node.value).hex()}f)"
+        elif node.function in _C_FORMS:
+            parts = [texts[operand] for operand in node.operands]
+            texts[node] = _C_FORMS[node.function].format(*parts)
+        else:
+            raise ValueError(f"no C form of {node.function} in an epilogue")
+    return texts[expression]
 
 
 def standard(*operands: str, relu: bool = False) -> Epilogue:
     """The sum plus every operand, then relu if asked."""
     total = load(0, DType.FLOAT32)
     for position in range(len(operands)):
-        total = Expression("add", DType.FLOAT32, (total, load(position + 1, DType.FLOAT32)))
+        total = call("add", total, load(position + 1, DType.FLOAT32))
     if relu:
-        total = Expression("max", DType.FLOAT32, (total, constant(0.0, DType.FLOAT32)))
+        total = call("max", total, constant(0.0, DType.FLOAT32))
     return Epilogue(total, operands)
 
 

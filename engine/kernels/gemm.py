@@ -1,7 +1,8 @@
-"""Matrix products with a fused epilogue: C[p, q, m, n] = f(sum over k of A[p, q, m, k] B[p, q, k, n]).
+"""Matrix products with a fused epilogue.
 
-Two batch axes, each with its own strides (0 broadcasts). B is either packed beforehand (recipes
-"columns" and "rows" of `packing`) or any strided matrix, packed into scratch block by block.
+C[p, q, m, n] = f(sum over k of A[p, q, m, k] B[p, q, k, n]), with two batch axes, each with
+its own strides (0 broadcasts). B is either packed beforehand (recipes "columns" and "rows" of
+`packing`) or any strided matrix, packed into scratch block by block.
 """
 
 from __future__ import annotations
@@ -12,7 +13,14 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from engine.kernels.blocked import TILE_FIELDS, Tile, print_blocked, scratch_layout
+from engine.kernels.blocked import (
+    TILE_FIELDS,
+    Tile,
+    fill_in,
+    print_blocked,
+    print_sizes,
+    scratch_layout,
+)
 from engine.kernels.epilogue import IDENTITY, Epilogue
 from engine.kernels.isa import Isa, detect
 from engine.kernels.kernel import (
@@ -138,24 +146,22 @@ class Gemm(Kernel):
         sums, panels, _, _ = scratch_layout(self.tile, pack_columns=not self.packed)
         shared = print_blocked(name, self.tile, self.epilogue, isa)
         packers = _PACK_ROWS if self.packed else _PACK_ROWS + _PACK_COLUMNS
-        text = shared + packers + _BODY
-        for mark, value in {
-            "@SIZES@": _print_sizes(self.size_names),
-            "@TARGET@": self._print_target(),
-            "@ITEM@": _ITEMS[self.order],
-            "@PANEL@": _PANEL_PACKED if self.packed else _PANEL_PLAIN,
-            "@NAME@": name,
-            "@BLOCK_ROWS@": str(self.tile.block_rows),
-            "@BLOCK_COLUMNS@": str(self.tile.block_columns),
-            "@COLUMNS@": str(self.tile.columns),
-            "@DEPTH@": str(self.tile.depth),
-            "@PITCH@": str(self.tile.pitch),
-            "@SUMS@": str(sums),
-            "@PANELS@": str(panels),
-            "@OUTPUT@": str(self.operand_count - 1),
-        }.items():
-            text = text.replace(mark, value)
-        return text
+        marks = {
+            "SIZES": print_sizes(self.size_names),
+            "TARGET": self._print_target(),
+            "ITEM": _ITEMS[self.order],
+            "PANEL": _PANEL_PACKED if self.packed else _PANEL_PLAIN,
+            "NAME": name,
+            "BLOCK_ROWS": self.tile.block_rows,
+            "BLOCK_COLUMNS": self.tile.block_columns,
+            "COLUMNS": self.tile.columns,
+            "DEPTH": self.tile.depth,
+            "PITCH": self.tile.pitch,
+            "SUMS": sums,
+            "PANELS": panels,
+            "OUTPUT": self.operand_count - 1,
+        }
+        return shared + fill_in(packers + _BODY, marks)
 
     def _print_target(self) -> str:
         """The initialiser of the store's struct: where the block's corner lies in every operand."""
@@ -226,10 +232,6 @@ def _blocked(m: int, n: int, rows: int, columns: int) -> Tile:
     row_tiles = min(max(1, 224 // rows), -(-m // rows))
     column_tiles = min(4, -(-n // columns))
     return Tile(rows, columns, 256, row_tiles, column_tiles)
-
-
-def _print_sizes(names: Sequence[str]) -> str:
-    return "\n".join(f"  const int64_t {name} = size[{i}];" for i, name in enumerate(names))
 
 
 _PACK_ROWS = r"""

@@ -13,7 +13,7 @@ __all__ = ["ISAS", "Isa", "compiler_flags", "cpu_features", "detect"]
 
 @dataclass(frozen=True, slots=True)
 class Isa:
-    """An instruction set: its name and how many floats a vector register holds."""
+    """An instruction set: its name, floats per vector register, number of vector registers."""
 
     name: str
     vector_floats: int
@@ -66,7 +66,7 @@ def detect() -> Isa:
 
 def compiler_flags(isa: Isa) -> tuple[str, ...]:
     """What to tell gcc or clang: exact NaN rules, contraction into FMA, the vector width."""
-    flags = _PRECISE + _OUTPUT
+    flags: tuple[str, ...] = _PRECISE + _OUTPUT
     if isa.name == "avx512":
         flags += ("-mprefer-vector-width=512",)
     return flags + tuple(f"-m{feature}" for feature in _NEEDS.get(isa.name, ()))

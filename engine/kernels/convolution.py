@@ -1,0 +1,343 @@
+"""Direct two-dimensional convolution with a fused epilogue, float32, as an implicit matrix product.
+
+Rows of the product are output pixels, gathered from the input while they are packed: borders cost
+nothing but the zeros that are written there. Columns are output channels. The input has a stride
+per axis, so a planar (NCHW) input can be read; output and "full" operands have one stride per pixel,
+so that a slice of the channels of a wider tensor can be written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import numpy as np
+
+from engine.kernels.blocked import (
+    TILE_FIELDS,
+    Tile,
+    fill_in,
+    print_blocked,
+    print_sizes,
+    scratch_layout,
+)
+from engine.kernels.epilogue import IDENTITY, Epilogue
+from engine.kernels.isa import Isa, detect
+from engine.kernels.kernel import Array, Kernel, refuse_others, register, take_choice, window
+from engine.kernels.packing import packed_columns_size
+
+__all__ = ["Convolution", "candidates"]
+
+ORDERS = ("rows", "columns")
+_SIZES = (
+    *("images", "height", "width", "groups", "inputs", "outputs"),
+    *("kernel_height", "kernel_width", "out_height", "out_width"),
+    *("stride_height", "stride_width", "dilation_height", "dilation_width", "pad_top", "pad_left"),
+    *("x_image", "x_row", "x_column", "x_channel", "y_pixel"),
+)
+
+
+@register
+@dataclass(frozen=True, slots=True)
+class Convolution(Kernel):
+    """A blocked convolution: input, filters packed by recipe "filters", epilogue operands, output.
+
+    ``inputs`` and ``outputs`` are channels per group. A "column" operand is indexed by the output
+    channel over all groups, a "row" and a "full" operand by pixel with its own stride.
+    """
+
+    kind: ClassVar[str] = "convolution"
+
+    tile: Tile
+    epilogue: Epilogue = IDENTITY
+    order: str = "rows"
+
+    def to_json(self) -> dict[str, object]:
+        """Tile sizes, order and epilogue."""
+        return {
+            **self.tile.to_json(),
+            "order": self.order,
+            "epilogue": self.epilogue.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, object]) -> Self:
+        """Read and check; raises ValueError naming the field at fault."""
+        refuse_others(fields, (*TILE_FIELDS, "order", "epilogue"))
+        return cls(
+            tile=Tile.from_json(fields),
+            epilogue=Epilogue.from_json(fields.get("epilogue")),
+            order=take_choice(fields, "order", ORDERS),
+        )
+
+    @property
+    def operand_dtypes(self) -> tuple[str, ...]:
+        """Input, filters, epilogue operands, output."""
+        return ("float32",) * (len(self.epilogue.operands) + 3)
+
+    @property
+    def size_names(self) -> tuple[str, ...]:
+        """Dimensions and strides, then the pixel stride of each epilogue operand."""
+        count = len(self.epilogue.operands)
+        return (*_SIZES, *(f"e{i}_pixel" for i in range(1, count + 1)))
+
+    def _pixels(self, s: Mapping[str, int]) -> int:
+        return s["images"] * s["out_height"] * s["out_width"]
+
+    def items(self, sizes: Sequence[int]) -> int:
+        """Blocks of pixels and channels of all groups."""
+        s = self.named(sizes)
+        rows = -(-self._pixels(s) // self.tile.block_rows)
+        return s["groups"] * rows * -(-s["outputs"] // self.tile.block_columns)
+
+    def extents(self, sizes: Sequence[int]) -> tuple[int, ...]:
+        """Reach of every operand in elements."""
+        s = self.named(sizes)
+        pixels, channels = self._pixels(s), s["groups"] * s["outputs"]
+        if not pixels or not channels:
+            return (0,) * self.operand_count
+        x = 0
+        depth = s["kernel_height"] * s["kernel_width"] * s["inputs"]
+        if depth and s["height"] and s["width"]:
+            last = (s["images"] - 1) * s["x_image"] + (s["height"] - 1) * s["x_row"]
+            last += (s["width"] - 1) * s["x_column"]
+            x = last + (s["groups"] * s["inputs"] - 1) * s["x_channel"] + 1
+        filters = s["groups"] * packed_columns_size(depth, s["outputs"], self.tile.columns)
+        extra = []
+        for i, kind in enumerate(self.epilogue.operands, 1):
+            walk = (pixels - 1) * s[f"e{i}_pixel"] if kind in ("row", "full") else 0
+            extra.append(walk + (channels if kind in ("column", "full") else 1))
+        return (x, filters, *extra, (pixels - 1) * s["y_pixel"] + channels)
+
+    def scratch_nbytes(self, sizes: Sequence[int]) -> int:
+        """Packed pixels, sums, and where each pixel of the block starts in the input."""
+        floats = scratch_layout(self.tile, pack_columns=False)[-1]
+        return 4 * floats + 16 * self.tile.block_rows
+
+    def cost(self, sizes: Sequence[int]) -> tuple[float, float]:
+        """Two operations per product; every operand moved once."""
+        s = self.named(sizes)
+        depth = s["kernel_height"] * s["kernel_width"] * s["inputs"]
+        products = float(self._pixels(s)) * s["groups"] * s["outputs"] * depth
+        return 2.0 * products, 4.0 * sum(self.extents(sizes))
+
+    def source(self, name: str, isa: Isa) -> str:
+        """The C file."""
+        sums, _, places, _ = scratch_layout(self.tile, pack_columns=False)
+        marks = {
+            "SIZES": print_sizes(self.size_names),
+            "TARGET": self._print_target(),
+            "ITEM": _ITEMS[self.order],
+            "NAME": name,
+            "BLOCK_ROWS": self.tile.block_rows,
+            "BLOCK_COLUMNS": self.tile.block_columns,
+            "COLUMNS": self.tile.columns,
+            "DEPTH": self.tile.depth,
+            "PITCH": self.tile.pitch,
+            "WIDTH": isa.vector_floats,
+            "SUMS": sums,
+            "PLACES": places,
+            "OUTPUT": self.operand_count - 1,
+        }
+        return print_blocked(name, self.tile, self.epilogue, isa) + fill_in(_GATHER + _BODY, marks)
+
+    def _print_target(self) -> str:
+        """The initialiser of the store's struct: where the block's corner lies in every operand."""
+        lines = ["y + row * y_pixel + g * outputs + column, y_pixel"]
+        for i, kind in enumerate(self.epilogue.operands, 1):
+            wide = " + g * outputs + column" if kind in ("column", "full") else ""
+            stride = f"e{i}_pixel" if kind in ("row", "full") else "0"
+            lines.append(f"(const float *)pointer[{i + 1}] + row * {stride}{wide}, {stride}")
+        return ",\n      ".join(lines)
+
+    def twin(self, operands: Sequence[Array], sizes: Sequence[int]) -> None:
+        """One BLAS product per group and filter tap over a padded copy of the input."""
+        s = self.named(sizes)
+        pixels, outputs, groups = self._pixels(s), s["outputs"], s["groups"]
+        if not pixels or not outputs or not groups:
+            return
+        sums = np.zeros((pixels, groups, outputs), np.float32)
+        _sum_taps(operands, s, self.tile.columns, sums)
+        values = [sums.reshape(pixels, groups * outputs)]
+        for i, kind in enumerate(self.epilogue.operands, 1):
+            stride = s[f"e{i}_pixel"] if kind in ("row", "full") else 0
+            wide = groups * outputs if kind in ("column", "full") else 1
+            values.append(window(operands[i + 1], (pixels, wide), (stride, 1)))
+        y = window(operands[-1], (pixels, groups * outputs), (s["y_pixel"], 1))
+        y[...] = self.epilogue.evaluate(values)
+
+
+def _sum_taps(operands: Sequence[Array], s: Mapping[str, int], columns: int, sums: Array) -> None:
+    """Add the products of every filter tap to sums [pixels, groups, outputs]."""
+    groups, inputs, outputs = s["groups"], s["inputs"], s["outputs"]
+    taps_high, taps_wide = s["kernel_height"], s["kernel_width"]
+    if 0 in (inputs, taps_high, taps_wide, s["height"], s["width"]):
+        return
+    shape = (s["images"], s["height"], s["width"], groups * inputs)
+    x = window(operands[0], shape, (s["x_image"], s["x_row"], s["x_column"], s["x_channel"]))
+    high = (s["out_height"] - 1) * s["stride_height"] + (taps_high - 1) * s["dilation_height"] + 1
+    wide = (s["out_width"] - 1) * s["stride_width"] + (taps_wide - 1) * s["dilation_width"] + 1
+    padded = np.zeros((shape[0], high, wide, shape[3]), np.float32)
+    used = x[:, : max(0, high - s["pad_top"]), : max(0, wide - s["pad_left"])]
+    top, left = s["pad_top"], s["pad_left"]
+    padded[:, top : top + used.shape[1], left : left + used.shape[2]] = used
+    panels = -(-outputs // columns)
+    layout = (groups, panels, taps_high, taps_wide, inputs, columns)
+    filters = operands[1][: np.prod(layout, dtype=np.int64)].reshape(layout)
+    for r in range(taps_high):
+        for t in range(taps_wide):
+            y0, x0 = r * s["dilation_height"], t * s["dilation_width"]
+            part = padded[:, y0 :: s["stride_height"], x0 :: s["stride_width"]]
+            part = part[:, : s["out_height"], : s["out_width"]]
+            rows = part.reshape(-1, groups, inputs)
+            for g in range(groups):
+                product = np.matmul(rows[:, g], filters[g, :, r, t])
+                sums[:, g] += np.moveaxis(product, 0, 1).reshape(len(rows), -1)[:, :outputs]
+
+
+def candidates(
+    pixels: int,
+    outputs: int,
+    depth: int,
+    *,
+    epilogue: Epilogue = IDENTITY,
+    isa: Isa | None = None,
+) -> list[Convolution]:
+    """Parameter sets worth measuring, the likeliest first.
+
+    ``pixels`` over all images, ``outputs`` per group, ``depth`` = filter taps x inputs per group.
+    """
+    isa = isa or detect()
+    if isa.name == "avx512":
+        shapes = [(14, 32), (12, 32), (8, 48), (6, 64)] if outputs > 16 else [(14, 16), (16, 16)]
+        shapes.sort(key=lambda shape: -(-pixels // shape[0]) * shape[0])
+    else:
+        shapes = [(6, 16), (4, 16), (4, 32)]
+    tiles = [blocked_tile(pixels, outputs, rows, columns) for rows, columns in shapes]
+    found = [Convolution(tile, epilogue) for tile in tiles]
+    if depth * outputs * 4 > 1 << 20:
+        found += [Convolution(tile, epilogue, "columns") for tile in tiles[:2]]
+    return found[:6]
+
+
+def blocked_tile(pixels: int, outputs: int, rows: int, columns: int) -> Tile:
+    """A tile whose blocks fit the caches and leave enough items for two threads."""
+    column_tiles = min(8, -(-outputs // columns))
+    row_tiles = min(max(1, 112 // rows), -(-pixels // rows))
+    return Tile(rows, columns, 256, row_tiles, column_tiles)
+
+
+_GATHER = r"""
+typedef struct { int64_t start; int32_t row, column; } @NAME@_place;
+
+static inline void @NAME@_copy(float *restrict to, const float *from, int64_t count) {
+  int64_t t = 0;
+  for (; t + @WIDTH@ <= count; t += @WIDTH@) STORE(to + t, LOAD(from + t));
+  if (t < count) {
+    if (count >= @WIDTH@) STORE(to + count - @WIDTH@, LOAD(from + count - @WIDTH@));
+    else for (; t < count; ++t) to[t] = from[t];
+  }
+}
+
+static inline void @NAME@_clear(float *restrict to, int64_t count) {
+  for (int64_t t = 0; t < count; ++t) to[t] = 0;
+}
+"""
+
+_ITEMS = {
+    "rows": """const int64_t row = rest % blocks / column_blocks * @BLOCK_ROWS@;
+    const int64_t column = rest % column_blocks * @BLOCK_COLUMNS@;""",
+    "columns": """const int64_t row = rest % row_blocks * @BLOCK_ROWS@;
+    const int64_t column = rest % blocks / row_blocks * @BLOCK_COLUMNS@;""",
+}
+
+_BODY = r"""
+static void @NAME@_locate(const int64_t *size, int64_t row, int64_t rows, @NAME@_place *places) {
+@SIZES@
+  int64_t image = row / (out_height * out_width);
+  int64_t i = row / out_width % out_height, j = row % out_width;
+  for (int64_t r = 0; r < rows; ++r) {
+    places[r].row = (int32_t)(i * stride_height - pad_top);
+    places[r].column = (int32_t)(j * stride_width - pad_left);
+    places[r].start = image * x_image + places[r].row * x_row + places[r].column * x_column;
+    if (++j == out_width) {
+      j = 0;
+      if (++i == out_height) { i = 0; ++image; }
+    }
+  }
+}
+
+static void @NAME@_gather(const int64_t *size, const float *x, const @NAME@_place *places,
+                          int64_t rows, int64_t at, int64_t depth, float *packed) {
+@SIZES@
+  const int64_t run = kernel_width * inputs;
+  const int dense = x_channel == 1 && dilation_width * x_column == inputs;
+  for (int64_t done = 0; done < depth;) {
+    int64_t tap = (at + done) / inputs, channel = (at + done) % inputs;
+    int64_t take = LEAST(inputs - channel, depth - done);
+    const int whole_run = dense && channel == 0 && tap % kernel_width == 0 && depth - done >= run;
+    const int64_t r = tap / kernel_width * dilation_height, t = tap % kernel_width * dilation_width;
+    const int64_t shift = r * x_row + t * x_column + channel * x_channel;
+    const int64_t last = (kernel_width - 1) * dilation_width;
+    float *to = packed + done;
+    if (whole_run) take = run;
+    for (int64_t i = 0; i < rows; ++i, to += @PITCH@) {
+      const int64_t row = places[i].row + r, column = places[i].column + t;
+      const float *from = x + (places[i].start + shift);
+      if ((uint64_t)row >= (uint64_t)height) @NAME@_clear(to, take);
+      else if (whole_run) {
+        if (column >= 0 && column + last < width) @NAME@_copy(to, from, run);
+        else
+          for (int64_t s = 0; s < kernel_width; ++s) {
+            if ((uint64_t)(column + s * dilation_width) >= (uint64_t)width)
+              @NAME@_clear(to + s * inputs, inputs);
+            else @NAME@_copy(to + s * inputs, from + s * inputs, inputs);
+          }
+      } else if ((uint64_t)column >= (uint64_t)width) @NAME@_clear(to, take);
+      else if (x_channel == 1) @NAME@_copy(to, from, take);
+      else
+        for (int64_t c = 0; c < take; ++c) to[c] = from[c * x_channel];
+    }
+    done += take;
+  }
+}
+
+__attribute__((visibility("default")))
+void @NAME@(void *const *pointer, const int64_t *size, int64_t begin, int64_t end, char *scratch) {
+@SIZES@
+  const float *x = pointer[0], *filters = pointer[1];
+  float *y = pointer[@OUTPUT@];
+  float *packed = (float *)scratch, *sums = packed + @SUMS@;
+  @NAME@_place *places = (@NAME@_place *)(packed + @PLACES@);
+  const int64_t pixels = images * out_height * out_width;
+  const int64_t k = kernel_height * kernel_width * inputs;
+  const int64_t row_blocks = (pixels + @BLOCK_ROWS@ - 1) / @BLOCK_ROWS@;
+  const int64_t column_blocks = (outputs + @BLOCK_COLUMNS@ - 1) / @BLOCK_COLUMNS@;
+  const int64_t blocks = row_blocks * column_blocks;
+  const int64_t group_size = (outputs + @COLUMNS@ - 1) / @COLUMNS@ * @COLUMNS@ * k;
+  const int whole = k <= @DEPTH@;
+  int64_t packed_group = -1, packed_row = -1;
+  for (int64_t rest = begin; rest < end; ++rest) {
+    const int64_t g = rest / blocks;
+    @ITEM@
+    const int64_t rows = LEAST(@BLOCK_ROWS@, pixels - row);
+    const int64_t columns = LEAST(@BLOCK_COLUMNS@, outputs - column);
+    const int kept = packed_group == g && packed_row == row;
+    const @NAME@_target target = {
+      @TARGET@};
+    if (packed_row != row) @NAME@_locate(size, row, rows, places);
+    int64_t at = 0;
+    do {
+      const int64_t depth = LEAST(@DEPTH@, k - at);
+      if (!whole || !kept)
+        @NAME@_gather(size, x + g * inputs * x_channel, places, rows, at, depth, packed);
+      @NAME@_block(packed, filters + g * group_size + column * k + at * @COLUMNS@, k * @COLUMNS@,
+                   rows, columns, depth, sums, at == 0, at + depth >= k, whole, &target);
+      at += depth;
+    } while (at < k);
+    packed_group = g;
+    packed_row = row;
+  }
+}
+"""
