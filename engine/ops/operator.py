@@ -94,7 +94,7 @@ class Operator:
 _HINTS: dict[type, dict[str, Any]] = {}
 
 
-def _hints(cls: type[Operator]) -> dict[str, Any]:
+def _hints(cls: Any) -> dict[str, Any]:
     """The attributes of an operator class and their declared types."""
     if cls not in _HINTS:
         _HINTS[cls] = _declared(cls)
