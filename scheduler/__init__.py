@@ -1,0 +1,1 @@
+"""Keys, submissions, builds, jobs and leases: what is built once, by whom, and what comes next."""
