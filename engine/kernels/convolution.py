@@ -2,8 +2,8 @@
 
 Rows of the product are output pixels, gathered from the input while they are packed: borders cost
 nothing but the zeros that are written there. Columns are output channels. The input has a stride
-per axis, so a planar (NCHW) input can be read; output and "full" operands have one stride per pixel,
-so that a slice of the channels of a wider tensor can be written.
+per axis, so a planar (NCHW) input can be read; output and "full" operands have one stride per
+pixel, so that a slice of the channels of a wider tensor can be written.
 """
 
 from __future__ import annotations

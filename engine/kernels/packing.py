@@ -13,8 +13,17 @@ from typing import Protocol
 import numpy as np
 
 from engine.kernels.kernel import Array
+from engine.kernels.transforms import TRANSFORMS
 
-__all__ = ["RECIPES", "pack", "pack_columns", "pack_filters", "pack_rows", "packed_columns_size"]
+__all__ = [
+    "RECIPES",
+    "pack",
+    "pack_columns",
+    "pack_filters",
+    "pack_rows",
+    "pack_winograd",
+    "packed_columns_size",
+]
 
 
 class Recipe(Protocol):
@@ -71,10 +80,25 @@ def pack_filters(weight: Array, *arguments: int) -> Array:
     return pack_columns(matrix.reshape(groups, depth, outputs // groups), width)
 
 
+def pack_winograd(weight: Array, *arguments: int) -> Array:
+    """[N, C, 3, 3] to [t * t][ceil(N / width)][C][width] with t = outputs + 2.
+
+    The arguments are the width and the outputs per tile side, 2 or 4.
+    """
+    width, outputs = arguments
+    _checked(weight, 4, width)
+    if weight.shape[2:] != (3, 3) or outputs not in TRANSFORMS:
+        raise ValueError(f"found filters {weight.shape[2:]} in tiles of {outputs}, expected 3 x 3")
+    matrix = TRANSFORMS[outputs].filters
+    points = np.einsum("ir,ncrs,js->ijcn", matrix, weight.astype(np.float64), matrix, optimize=True)
+    return pack_columns(points.astype(weight.dtype).reshape(-1, *points.shape[2:]), width)
+
+
 RECIPES: Mapping[str, tuple[Recipe, int]] = {
     "columns": (pack_columns, 1),
     "rows": (pack_rows, 1),
     "filters": (pack_filters, 2),
+    "winograd": (pack_winograd, 2),
 }
 
 

@@ -1,0 +1,359 @@
+"""Convolution with 3 x 3 filters at stride 1 by Winograd's minimal filtering, float32.
+
+A work item is a block of tiles and of output channels: the tiles are transformed into scratch, one
+matrix product is made per point of the transform, and the sums are transformed back and stored
+through the epilogue. Filters are transformed beforehand by recipe "winograd" of `packing`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import numpy as np
+
+from engine.kernels.blocked import TILE_FIELDS, Tile, fill_in, print_blocked, print_sizes
+from engine.kernels.epilogue import IDENTITY, Epilogue
+from engine.kernels.isa import Isa, detect
+from engine.kernels.kernel import Array, Kernel, refuse_others, register, take_integer, window
+from engine.kernels.packing import packed_columns_size
+from engine.kernels.transforms import TRANSFORMS, print_transform
+
+__all__ = ["Winograd", "candidates"]
+
+_SIZES = (
+    *("images", "height", "width", "inputs", "outputs", "out_height", "out_width"),
+    *("pad_top", "pad_left", "x_image", "x_row", "x_column", "y_pixel"),
+)
+_SLACK = 16
+
+
+@register
+@dataclass(frozen=True, slots=True)
+class Winograd(Kernel):
+    """F(m x m, 3 x 3): input, transformed filters, epilogue operands, output; channels adjacent.
+
+    ``outputs_per_side`` is m, 2 or 4; rows of the register tile are tiles of the image. Operands
+    are indexed as in `Convolution`.
+    """
+
+    kind: ClassVar[str] = "winograd"
+
+    tile: Tile
+    outputs_per_side: int = 4
+    epilogue: Epilogue = IDENTITY
+
+    def to_json(self) -> dict[str, object]:
+        """Tile sizes, outputs per side and epilogue."""
+        return {
+            **self.tile.to_json(),
+            "outputs_per_side": self.outputs_per_side,
+            "epilogue": self.epilogue.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, object]) -> Self:
+        """Read and check; raises ValueError naming the field at fault."""
+        refuse_others(fields, (*TILE_FIELDS, "outputs_per_side", "epilogue"))
+        outputs = take_integer(fields, "outputs_per_side", 2, 4)
+        if outputs not in TRANSFORMS:
+            raise ValueError(f"field outputs_per_side: found {outputs}, expected 2 or 4")
+        return cls(Tile.from_json(fields), outputs, Epilogue.from_json(fields.get("epilogue")))
+
+    @property
+    def _points(self) -> int:
+        return (self.outputs_per_side + 2) ** 2
+
+    @property
+    def operand_dtypes(self) -> tuple[str, ...]:
+        """Input, filters, epilogue operands, output."""
+        return ("float32",) * (len(self.epilogue.operands) + 3)
+
+    @property
+    def size_names(self) -> tuple[str, ...]:
+        """Dimensions and strides, then the pixel stride of each epilogue operand."""
+        count = len(self.epilogue.operands)
+        return (*_SIZES, *(f"e{i}_pixel" for i in range(1, count + 1)))
+
+    def _tiles(self, s: Mapping[str, int]) -> int:
+        side = self.outputs_per_side
+        return s["images"] * -(-s["out_height"] // side) * -(-s["out_width"] // side)
+
+    def items(self, sizes: Sequence[int]) -> int:
+        """Blocks of tiles and channels."""
+        s = self.named(sizes)
+        rows = -(-self._tiles(s) // self.tile.block_rows)
+        return rows * -(-s["outputs"] // self.tile.block_columns)
+
+    def extents(self, sizes: Sequence[int]) -> tuple[int, ...]:
+        """Reach of every operand in elements."""
+        s = self.named(sizes)
+        pixels, channels = s["images"] * s["out_height"] * s["out_width"], s["outputs"]
+        if not pixels or not channels:
+            return (0,) * self.operand_count
+        x = 0
+        if s["inputs"] and s["height"] and s["width"]:
+            last = (s["images"] - 1) * s["x_image"] + (s["height"] - 1) * s["x_row"]
+            x = last + (s["width"] - 1) * s["x_column"] + s["inputs"]
+        filters = self._points * packed_columns_size(s["inputs"], channels, self.tile.columns)
+        extra = []
+        for i, kind in enumerate(self.epilogue.operands, 1):
+            walk = (pixels - 1) * s[f"e{i}_pixel"] if kind in ("row", "full") else 0
+            extra.append(walk + (channels if kind in ("column", "full") else 1))
+        return (x, filters, *extra, (pixels - 1) * s["y_pixel"] + channels)
+
+    def _transformed_floats(self, inputs: int) -> int:
+        """Floats of one point of the transformed inputs: slices of [block rows][pitch]."""
+        slices = max(1, -(-inputs // self.tile.depth))
+        return slices * self.tile.block_rows * self.tile.pitch + _SLACK
+
+    @property
+    def _sum_floats(self) -> int:
+        return self.tile.block_rows * self.tile.block_columns + _SLACK
+
+    def scratch_nbytes(self, sizes: Sequence[int]) -> int:
+        """Transformed inputs, their sums, a row of zeros and one tile of outputs."""
+        inputs = self.named(sizes)["inputs"]
+        points = self._points * (self._transformed_floats(inputs) + self._sum_floats)
+        zeros = -(-inputs // 16) * 16 + 16
+        return 4 * (points + zeros + self.outputs_per_side**2 * self.tile.columns)
+
+    def cost(self, sizes: Sequence[int]) -> tuple[float, float]:
+        """Operations of the products and roughly of the transforms; every operand moved once."""
+        s = self.named(sizes)
+        tiles, points = float(self._tiles(s)), self._points
+        products = 2.0 * tiles * points * s["inputs"] * s["outputs"]
+        transforms = 6.0 * tiles * points * (s["inputs"] + s["outputs"])
+        return products + transforms, 4.0 * sum(self.extents(sizes))
+
+    def source(self, name: str, isa: Isa) -> str:
+        """The C file."""
+        side, tile = self.outputs_per_side, self.tile
+        transform = TRANSFORMS[side]
+        marks = {
+            "LOAD_TILE": print_transform(
+                transform.input_lines,
+                side + 2,
+                "READ(from[{i} * @T@ + {j}] + c)",
+                "STORE(to + ({i} * @T@ + {j}) * stride, {value});",
+            ),
+            "STORE_TILE": print_transform(
+                transform.output_lines,
+                side + 2,
+                "LOAD(from + ({i} * @T@ + {j}) * @SUM_STRIDE@ + c)",
+                "STORE(to + ({i} * @M@ + {j}) * @COLUMNS@ + c, {value});",
+            ),
+            "SIZES": print_sizes(self.size_names),
+            "TARGET": self._print_target(),
+            "NAME": name,
+            "M": side,
+            "T": side + 2,
+            "POINTS": self._points,
+            "WIDTH": isa.vector_floats,
+            "BLOCK_ROWS": tile.block_rows,
+            "BLOCK_COLUMNS": tile.block_columns,
+            "COLUMNS": tile.columns,
+            "DEPTH": tile.depth,
+            "PITCH": tile.pitch,
+            "SUM_STRIDE": self._sum_floats,
+            "SLACK": _SLACK,
+            "OUTPUT": self.operand_count - 1,
+        }
+        shared = print_blocked(name, tile, self.epilogue, isa)
+        return shared + fill_in(_TRANSFORMS + _BODY, marks)
+
+    def _print_target(self) -> str:
+        """The initialiser of the store's struct: where each operand's column begins."""
+        lines = ["y + column, y_pixel"]
+        for i, kind in enumerate(self.epilogue.operands, 1):
+            wide = " + column" if kind in ("column", "full") else ""
+            stride = f"e{i}_pixel" if kind in ("row", "full") else "0"
+            lines.append(f"(const float *)pointer[{i + 1}]{wide}, {stride}")
+        return ",\n      ".join(lines)
+
+    def twin(self, operands: Sequence[Array], sizes: Sequence[int]) -> None:
+        """The same transforms and one BLAS product per point, image by image."""
+        s = self.named(sizes)
+        outputs, high, wide = s["outputs"], s["out_height"], s["out_width"]
+        if 0 in (s["images"], outputs, high, wide):
+            return
+        pixels = s["images"] * high * wide
+        sums = self._twin_sums(operands, s).reshape(pixels, outputs)
+        values = [sums]
+        for i, kind in enumerate(self.epilogue.operands, 1):
+            stride = s[f"e{i}_pixel"] if kind in ("row", "full") else 0
+            columns = outputs if kind in ("column", "full") else 1
+            values.append(window(operands[i + 1], (pixels, columns), (stride, 1)))
+        y = window(operands[-1], (pixels, outputs), (s["y_pixel"], 1))
+        y[...] = self.epilogue.evaluate(values)
+
+    def _twin_sums(self, operands: Sequence[Array], s: Mapping[str, int]) -> Array:
+        """The convolution [images, out_height, out_width, outputs] without the epilogue."""
+        side, inputs, outputs = self.outputs_per_side, s["inputs"], s["outputs"]
+        images, high, wide = s["images"], s["out_height"], s["out_width"]
+        down, across = -(-high // side), -(-wide // side)
+        if 0 in (inputs, s["height"], s["width"]):
+            return np.zeros((images, high, wide, outputs), np.float32)
+        shape = (images, s["height"], s["width"], inputs)
+        x = window(operands[0], shape, (s["x_image"], s["x_row"], s["x_column"], 1))
+        top, left = s["pad_top"], s["pad_left"]
+        padded = np.zeros((images, down * side + 2, across * side + 2, inputs), np.float32)
+        used = x[:, : max(0, padded.shape[1] - top), : max(0, padded.shape[2] - left)]
+        padded[:, top : top + used.shape[1], left : left + used.shape[2]] = used
+        patches = np.lib.stride_tricks.sliding_window_view(padded, (side + 2, side + 2), (1, 2))
+        patches = patches[:, ::side, ::side]
+        transform = TRANSFORMS[side]
+        matrix = transform.inputs.astype(np.float32)
+        points = np.einsum("ir,ntucrs,js->ijntuc", matrix, patches, matrix, optimize=True)
+        panels = -(-outputs // self.tile.columns)
+        layout = (self._points, panels, inputs, self.tile.columns)
+        filters = operands[1][: np.prod(layout, dtype=np.int64)].reshape(layout)
+        products = np.matmul(points.reshape(self._points, 1, -1, inputs), filters)
+        joined = np.moveaxis(products, 1, 2).reshape(side + 2, side + 2, images, down, across, -1)
+        back = transform.outputs.astype(np.float32)
+        tiles = np.einsum("ip,pqntuc,jq->ntiujc", back, joined, back, optimize=True)
+        whole = tiles.reshape(images, down * side, across * side, -1)
+        return np.ascontiguousarray(whole[:, :high, :wide, :outputs])
+
+
+def candidates(
+    tiles: int,
+    outputs: int,
+    inputs: int,
+    *,
+    outputs_per_side: int = 4,
+    epilogue: Epilogue = IDENTITY,
+    isa: Isa | None = None,
+) -> list[Winograd]:
+    """Parameter sets worth measuring for so many tiles of an image, the likeliest first."""
+    isa = isa or detect()
+    if isa.name == "avx512":
+        shapes = [(14, 32), (12, 32), (8, 48)] if outputs > 16 else [(14, 16)]
+    else:
+        shapes = [(6, 16), (4, 16)]
+    depth = min(256, -(-inputs // 16) * 16)
+    found = []
+    for rows, columns in shapes:
+        for nbytes in (1 << 19, 3 << 20):
+            fitting = nbytes // (4 * (outputs_per_side + 2) ** 2 * (inputs + 16) * rows)
+            row_tiles = max(1, min(fitting, -(-tiles // rows), 16))
+            column_tiles = min(4 if tiles <= 2 * rows * row_tiles else 8, -(-outputs // columns))
+            tile = Tile(rows, columns, depth, row_tiles, column_tiles)
+            kernel = Winograd(tile, outputs_per_side, epilogue)
+            if kernel not in found:
+                found.append(kernel)
+    return found[:6]
+
+
+_TRANSFORMS = r"""
+static inline vector @NAME@_read(const float *p, int64_t count) {
+  vector v = {0};
+  for (int64_t i = 0; i < count; ++i) v[i] = p[i];
+  return v;
+}
+
+static void @NAME@_transform(const float *const *from, int64_t channels, float *to,
+                             int64_t stride) {
+  vector t[@T@][@T@];
+  int64_t c = 0, at = 0;
+#define READ(p) LOAD(p)
+  for (; c + @WIDTH@ <= channels; c += @WIDTH@) {
+@LOAD_TILE@
+    to += @WIDTH@;
+    if ((at += @WIDTH@) == @DEPTH@) { to += @BLOCK_ROWS@ * @PITCH@ - @DEPTH@; at = 0; }
+  }
+#undef READ
+#define READ(p) @NAME@_read(p, channels - c)
+  if (c < channels) {
+@LOAD_TILE@
+  }
+#undef READ
+}
+
+static void @NAME@_back(const float *from, float *to, int64_t columns) {
+  vector t[@T@][@T@];
+  for (int64_t c = 0; c < columns; c += @WIDTH@) {
+@STORE_TILE@
+  }
+}
+"""
+
+_BODY = r"""
+static void @NAME@_inputs(const int64_t *size, const float *x, int64_t tile, int64_t rows,
+                          const float *zeros, float *to, int64_t stride) {
+@SIZES@
+  const int64_t down = (out_height + @M@ - 1) / @M@, across = (out_width + @M@ - 1) / @M@;
+  const float *from[@POINTS@];
+  for (int64_t r = 0; r < rows; ++r, ++tile, to += @PITCH@) {
+    const int64_t image = tile / (down * across);
+    const int64_t top = tile / across % down * @M@ - pad_top, left = tile % across * @M@ - pad_left;
+    for (int64_t i = 0; i < @T@; ++i)
+      for (int64_t j = 0; j < @T@; ++j) {
+        const int inside = (uint64_t)(top + i) < (uint64_t)height &&
+                           (uint64_t)(left + j) < (uint64_t)width;
+        from[i * @T@ + j] =
+            inside ? x + image * x_image + (top + i) * x_row + (left + j) * x_column : zeros;
+      }
+    @NAME@_transform(from, inputs, to, stride);
+  }
+}
+
+static void @NAME@_outputs(const int64_t *size, const float *sums, int64_t tile, int64_t rows,
+                           int64_t columns, float *buffer, const @NAME@_target *target) {
+@SIZES@
+  const int64_t down = (out_height + @M@ - 1) / @M@, across = (out_width + @M@ - 1) / @M@;
+  for (int64_t r = 0; r < rows; ++r, ++tile) {
+    const int64_t image = tile / (down * across);
+    const int64_t top = tile / across % down * @M@, left = tile % across * @M@;
+    const int64_t high = LEAST(@M@, out_height - top), wide = LEAST(@M@, out_width - left);
+    const int64_t pixel = (image * out_height + top) * out_width + left;
+    for (int64_t column = 0; column < columns; column += @COLUMNS@) {
+      const int64_t n = LEAST(@COLUMNS@, columns - column);
+      @NAME@_back(sums + column * @BLOCK_ROWS@ + r * @COLUMNS@, buffer, n);
+      for (int64_t i = 0; i < high; ++i)
+        @NAME@_store(buffer + i * @M@ * @COLUMNS@, wide, n, target, pixel + i * out_width, column);
+    }
+  }
+}
+
+__attribute__((visibility("default")))
+void @NAME@(void *const *pointer, const int64_t *size, int64_t begin, int64_t end, char *scratch) {
+@SIZES@
+  const float *x = pointer[0], *filters = pointer[1];
+  float *y = pointer[@OUTPUT@];
+  const int64_t down = (out_height + @M@ - 1) / @M@, across = (out_width + @M@ - 1) / @M@;
+  const int64_t tiles = images * down * across;
+  const int64_t slices = inputs > @DEPTH@ ? (inputs + @DEPTH@ - 1) / @DEPTH@ : 1;
+  const int64_t stride = slices * @BLOCK_ROWS@ * @PITCH@ + @SLACK@;
+  float *transformed = (float *)scratch, *sums = transformed + @POINTS@ * stride;
+  float *buffer = sums + @POINTS@ * @SUM_STRIDE@, *zeros = buffer + @M@ * @M@ * @COLUMNS@;
+  memset(zeros, 0, (size_t)inputs * 4);
+  const int64_t column_blocks = (outputs + @BLOCK_COLUMNS@ - 1) / @BLOCK_COLUMNS@;
+  const int64_t point_size = (outputs + @COLUMNS@ - 1) / @COLUMNS@ * @COLUMNS@ * inputs;
+  int64_t transformed_row = -1;
+  for (int64_t rest = begin; rest < end; ++rest) {
+    const int64_t row = rest / column_blocks * @BLOCK_ROWS@;
+    const int64_t column = rest % column_blocks * @BLOCK_COLUMNS@;
+    const int64_t rows = LEAST(@BLOCK_ROWS@, tiles - row);
+    const int64_t columns = LEAST(@BLOCK_COLUMNS@, outputs - column);
+    const @NAME@_target target = {
+      @TARGET@};
+    if (transformed_row != row)
+      @NAME@_inputs(size, x, row, rows, zeros, transformed, stride);
+    transformed_row = row;
+    for (int64_t point = 0; point < @POINTS@; ++point) {
+      int64_t at = 0;
+      do {
+        const int64_t depth = LEAST(@DEPTH@, inputs - at);
+        const float *a = transformed + point * stride + at / @DEPTH@ * @BLOCK_ROWS@ * @PITCH@;
+        @NAME@_block(a, filters + point * point_size + column * inputs + at * @COLUMNS@,
+                     inputs * @COLUMNS@, rows, columns, depth, sums + point * @SUM_STRIDE@,
+                     at == 0, 0, 0, &target);
+        at += depth;
+      } while (at < inputs);
+    }
+    @NAME@_outputs(size, sums, row, rows, columns, buffer, &target);
+  }
+}
+"""
