@@ -75,4 +75,5 @@ class Col2Im(Operator):
             index: tuple[Any, ...] = (..., *(slice(b, b + n * s, s) for b, n, s in starts))
             result[index] += columns[(slice(None), slice(None), *place)]
         inside: tuple[Any, ...] = (..., *(slice(pads[i], pads[i] + sizes[i]) for i in range(rank)))
-        return result[inside].astype(data.dtype, copy=False)
+        cut: Array = result[inside]
+        return cut.astype(data.dtype, copy=False)
