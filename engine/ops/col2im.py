@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from engine.ir.sizes import floordiv, product
-from engine.ir.types import Array, Dim, Operand, TensorType
+from engine.ir.types import Array, Dim, DType, Operand, TensorType
 from engine.ops.contents import element_count, integers
 from engine.ops.operator import Operator, register, tensor
 from engine.ops.precision import widened
@@ -36,6 +36,8 @@ class Col2Im(Operator):
     def infer(self, data: Operand, image: Operand, block: Operand, /) -> list[TensorType]:
         """Channels divided by the block's size, then the image's sizes."""
         given = tensor(data, "input")
+        if given.dtype is DType.STRING:
+            raise ValueError("the input holds strings, which cannot be added up; expected numbers")
         tensor(image, "image_shape")
         tensor(block, "block_shape")
         batch: Dim = unknown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,8 +103,9 @@ class Unique(Operator):
         """NumPy's unique on ranks of the elements, so that slices of any type compare."""
         axis = 0 if self.axis is None else normalize_axis(self.axis, data.ndim)
         items = data.reshape(-1) if self.axis is None else np.moveaxis(data, axis, 0)
-        codes = np.unique(items.reshape(-1), return_inverse=True)[1].reshape(len(items), -1)
-        if codes.shape[1] == 0:
+        width = math.prod(items.shape[1:])
+        codes = np.unique(items.reshape(-1), return_inverse=True)[1].reshape(len(items), width)
+        if width == 0:
             codes = np.zeros((len(items), 1), np.int64)
         _, first, inverse, counts = np.unique(
             codes, axis=0, return_index=True, return_inverse=True, return_counts=True
