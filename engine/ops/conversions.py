@@ -1,7 +1,8 @@
 """Conversions between element types by ONNX's rules, in NumPy.
 
-Float to integer truncates and saturates, NaN becomes 0; integer to integer keeps the low bits; to
-the 8-bit floats saturates or not as asked; everything else rounds half to even.
+Float to integer truncates and saturates, NaN becomes 0; integer to integer, and anything to the
+integers below 8 bits, keeps the low bits; to the 8-bit floats saturates or not as asked;
+everything else rounds half to even.
 """
 
 from __future__ import annotations
@@ -47,16 +48,17 @@ def limits(dtype: DType) -> tuple[int, int]:
 
 
 def _float_to_integer(array: Array, dtype: DType) -> Array:
+    if dtype in _SUB_BYTE:
+        return _wrap(_float_to_integer(array, DType.INT64), dtype)
     low, high = limits(dtype)
     values = array if array.dtype == np.float64 else array.astype(np.float32, copy=False)
-    target = np.dtype(np.int64) if dtype in _SUB_BYTE else dtype.numpy
+    target = dtype.numpy
     with np.errstate(invalid="ignore"):
         result: Array = np.trunc(values).astype(target)
     # `high + 1` is a power of two and thus exact in every float type, unlike `high`.
     result = np.where(values >= float(high + 1), np.array(high, target), result)
     result = np.where(values <= float(low), np.array(low, target), result)
-    result = np.where(np.isnan(values), np.array(0, target), result)
-    return result.astype(dtype.numpy)
+    return np.where(np.isnan(values), np.array(0, target), result)
 
 
 def _wrap(array: Array, dtype: DType) -> Array:
