@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from engine.kernels.epilogue import Epilogue, preamble, print_epilogue
+from engine.kernels.c_expression import PRELUDE
+from engine.kernels.epilogue import Epilogue, print_epilogue
 from engine.kernels.isa import Isa
 from engine.kernels.kernel import take_integer
 
@@ -149,7 +150,7 @@ def _print_store(name: str, tile: Tile, epilogue: Epilogue) -> str:
         start = f"o->e{position} + (row + i) * o->e{position}_row + {step}"
         loads.append(f"    const float *e{position} = {start};")
         names.append(f"e{position}[j]" if step == "column" else f"e{position}[0]")
-    value = print_epilogue(epilogue.expression, names)
+    statements, value = print_epilogue(epilogue.expression, names)
     declare, locate = "\n".join(fields), "\n".join(loads)
     return f"""
 typedef struct {{
@@ -163,7 +164,7 @@ static inline __attribute__((always_inline)) void {name}_store_columns(
     float *out = o->out + (row + i) * o->out_row + column;
 {locate}
 #pragma GCC ivdep
-    for (int64_t j = 0; j < columns; ++j) out[j] = {value};
+    for (int64_t j = 0; j < columns; ++j) {{ {statements} out[j] = {value}; }}
   }}
 }}
 static void {name}_store(const float *c, int64_t rows, int64_t columns, const {name}_target *o,
@@ -189,7 +190,7 @@ typedef float unaligned_vector
 #define LOAD(p) (*(const unaligned_vector *)(p))
 #define STORE(p, v) (*(unaligned_vector *)(p) = (v))
 #define LEAST(x, y) ((x) < (y) ? (x) : (y))
-{preamble(epilogue.expression)}
+{PRELUDE}
 {_print_tiles(name, tile, isa)}
 {_print_store(name, tile, epilogue)}
 static void {name}_block(const float *a, const float *b, int64_t panel_stride, int64_t rows,

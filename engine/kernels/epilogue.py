@@ -10,24 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from engine.ir.types import DType
+from engine.kernels.c_expression import print_expression
 from engine.kernels.kernel import Array, refuse_others, take_choice, take_list
 from engine.ops.expression import Expression, call, constant, evaluate, load, loads, order
 
-__all__ = ["IDENTITY", "OPERAND_KINDS", "Epilogue", "preamble", "print_epilogue", "standard"]
+__all__ = ["IDENTITY", "OPERAND_KINDS", "Epilogue", "print_epilogue", "standard"]
 
 OPERAND_KINDS = ("column", "row", "full", "scalar")
 MOST_OPERANDS = 8
-_C_FORMS = {
-    "add": "({} + {})",
-    "subtract": "({} - {})",
-    "multiply": "({} * {})",
-    "max": "ef_maximum({}, {})",
-    "min": "ef_minimum({}, {})",
-}
-_PREAMBLE = """
-static inline float ef_maximum(float a, float b) { return a != a ? a : (a < b || b != b ? b : a); }
-static inline float ef_minimum(float a, float b) { return a != a ? a : (b < a || b != b ? b : a); }
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +51,7 @@ class Epilogue:
         for node in order(expression):
             if node.function == "index" or node.function.startswith("row_"):
                 raise ValueError(f"field expression: {node.function} means nothing in an epilogue")
+        print_epilogue(expression, ["0.0f"] * (len(operands) + 1))  # refuses what C has not
         return cls(expression, operands)
 
     def evaluate(self, values: Sequence[Array]) -> Array:
@@ -68,27 +59,13 @@ class Epilogue:
         return evaluate(self.expression, values)
 
 
-def preamble(expression: Expression) -> str:
-    """C text that the printed expression needs before the function it stands in."""
-    return _PREAMBLE
+def print_epilogue(expression: Expression, names: Sequence[str]) -> tuple[str, str]:
+    """C statements and the text of the value; ``names`` are the C texts of the loads.
 
-
-def print_epilogue(expression: Expression, names: Sequence[str]) -> str:
-    """A scalar C expression; ``names`` are the C expressions of the loads."""
-    texts: dict[Expression, str] = {}
-    for node in order(expression):
-        if node.function == "load":
-            assert isinstance(node.value, int)
-            texts[node] = names[node.value]
-        elif node.function == "constant":
-            assert node.value is not None
-            texts[node] = f"({float(node.value).hex()}f)"
-        elif node.function in _C_FORMS:
-            parts = [texts[operand] for operand in node.operands]
-            texts[node] = _C_FORMS[node.function].format(*parts)
-        else:
-            raise ValueError(f"no C form of {node.function} in an epilogue")
-    return texts[expression]
+    The statements rest on `engine.kernels.c_expression.PRELUDE`.
+    """
+    lines, value = print_expression(expression, names)
+    return " ".join(lines), value
 
 
 def standard(*operands: str, relu: bool = False) -> Epilogue:
