@@ -1,0 +1,5 @@
+"""Tactics: ways to run a layer. One file per tactic, found by its folder."""
+
+from engine.tactics.tactic import Candidate, Refusal, Tactic, candidates, register
+
+__all__ = ["Candidate", "Refusal", "Tactic", "candidates", "register"]

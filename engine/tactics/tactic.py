@@ -1,0 +1,98 @@
+"""What a tactic is, and the registry of all of them."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, Protocol
+
+from engine.ir.graph import Node
+
+if TYPE_CHECKING:
+    from engine.lower.builder import ProgramBuilder
+
+__all__ = ["Candidate", "Refusal", "Tactic", "candidates", "register"]
+
+Emit = Callable[["ProgramBuilder", Node, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way to run one layer: a tactic with its choices made.
+
+    ``emit`` writes the steps into a program; ``flops`` and ``nbytes`` rank candidates before any
+    is measured.
+    """
+
+    tactic: str
+    choice: Mapping[str, Any]
+    emit: Emit
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a tactic does not serve a layer."""
+
+    tactic: str
+    reason: str
+
+
+class Tactic(Protocol):
+    """A way to run layers of some kinds."""
+
+    @property
+    def name(self) -> str:
+        """Source and how, as "c.gemm"."""
+        ...
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The operators it may serve; empty for any."""
+        ...
+
+    def offers(self, node: Node, point: Mapping[str, int]) -> Sequence[Candidate] | Refusal:
+        """Candidates for a node, the likeliest first, or the reason why there are none.
+
+        ``point`` gives the sizes for which the layer is tuned.
+        """
+        ...
+
+
+_TACTICS: dict[str, Tactic] = {}
+
+
+def register(tactic: Tactic) -> Tactic:
+    """Make a tactic known; ValueError when its name is taken."""
+    if tactic.name in _TACTICS:
+        raise ValueError(f"two tactics are called {tactic.name!r}")
+    _TACTICS[tactic.name] = tactic
+    return tactic
+
+
+@cache
+def _discover() -> None:
+    package = importlib.import_module("engine.tactics")
+    for module in sorted(item.name for item in pkgutil.iter_modules(package.__path__)):
+        importlib.import_module(f"engine.tactics.{module}")
+
+
+def candidates(
+    node: Node, sources: Sequence[str], point: Mapping[str, int]
+) -> tuple[list[Candidate], list[Refusal]]:
+    """Every candidate of the given sources ("c", "numpy", ...), and the refusals with reasons."""
+    _discover()
+    found: list[Candidate] = []
+    refused: list[Refusal] = []
+    for name in sorted(_TACTICS):
+        tactic = _TACTICS[name]
+        if name.split(".")[0] not in sources or (tactic.kinds and node.kind not in tactic.kinds):
+            continue
+        answer = tactic.offers(node, point)
+        if isinstance(answer, Refusal):
+            refused.append(answer)
+        else:
+            found += answer
+    return found, refused

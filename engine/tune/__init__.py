@@ -1,0 +1,1 @@
+"""Tuning: measure the candidates of every layer, keep records, choose from records alone."""
