@@ -1,0 +1,1 @@
+"""Plan files: the program, its size expressions and guards, the container, the arena planner."""
