@@ -76,7 +76,10 @@ def requeue_job(
     """Put a running job back, so that another attempt may claim it under the next token."""
     check_move(job.state, State.QUEUED)
     rows.jobs.end_attempt(job_id=job.id, token=job.token, state=attempt, at=at, error=error)
-    return rows.jobs.update(job.id, state=State.QUEUED, lease_owner=None, lease_until=None)
+    job = rows.jobs.update(job.id, state=State.QUEUED, lease_owner=None, lease_until=None)
+    if not rows.jobs.running(build_id=job.build_id):
+        rows.builds.update(job.build_id, state=State.QUEUED)
+    return job
 
 
 def end_build(

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from scheduler.errors import RequestError
 from scheduler.keys import BuildSpec
 from storage.digest import digest_of_json
 from storage.records import Json, Timing
@@ -21,16 +20,16 @@ def digests_of(spec: BuildSpec) -> tuple[str, str]:
 
 
 def timing_of(record: Json, *, target_digest: str, toolchain_digest: str, at: float) -> Timing:
-    """The row of a record; raises RequestError naming a field that is wrong."""
+    """The row of a record; raises ValueError naming a field that is wrong."""
     signature, tactic, status = (_text(record, name) for name in ("signature", "tactic", "status"))
     if status not in ("ok", "failed"):
-        raise RequestError(f"timing record: status is {status!r}; expected 'ok' or 'failed'")
+        raise ValueError(f"timing record: status is {status!r}; expected 'ok' or 'failed'")
     time_ns = record.get("time_ns")
     if status == "ok" and not _is_time(time_ns):
-        raise RequestError(f"timing record: time_ns is {time_ns!r}; expected a positive number")
+        raise ValueError(f"timing record: time_ns is {time_ns!r}; expected a positive number")
     samples = record.get("samples", 0)
     if not isinstance(samples, int) or samples < 0:
-        raise RequestError(f"timing record: samples is {samples!r}; expected a count")
+        raise ValueError(f"timing record: samples is {samples!r}; expected a count")
     named = [record.get(name) for name in _IDENTITY]
     return Timing(
         identity=digest_of_json([*named, target_digest, toolchain_digest]),
@@ -62,7 +61,7 @@ def _text(record: Json, name: str) -> str:
     """A field that must be a non-empty text."""
     value = record.get(name)
     if not isinstance(value, str) or not value:
-        raise RequestError(f"timing record: {name} is {value!r}; expected a text")
+        raise ValueError(f"timing record: {name} is {value!r}; expected a text")
     return value
 
 
