@@ -73,8 +73,8 @@ def _dim(proto: Any, where: str, axis: int) -> Dim:
         if proto.dim_value < 0:
             raise InvalidModelError(f"{where} has the negative size {proto.dim_value}")
         return int(proto.dim_value)
-    if proto.dim_param:
-        return symbol(proto.dim_param)
+    if proto.dim_param.strip("?"):
+        return symbol(proto.dim_param.lstrip("?"))  # "?" marks sizes that only a run tells
     return symbol(f"{where}_{axis}")
 
 

@@ -13,7 +13,7 @@ from engine.passes.merge_equal import merge_equal
 from engine.passes.remove_dead import remove_dead
 from engine.passes.remove_identity import remove_identity
 
-__all__ = ["CANONICALISE", "canonicalise", "run_passes"]
+__all__ = ["CANONICALISE", "canonicalise", "run_passes", "run_pipeline"]
 
 Pass = Callable[[Graph], bool]
 
@@ -46,3 +46,8 @@ def canonicalise(graph: Graph, *, checked: bool = False) -> None:
             break
         infer(graph)
     run_passes(graph, (make_views, remove_identity, remove_dead, merge_equal), checked=checked)
+
+
+def run_pipeline(graph: Graph, *, checked: bool = False) -> None:
+    """Everything between reading a model and lowering it."""
+    canonicalise(graph, checked=checked)

@@ -1,0 +1,122 @@
+"""Building: from a model to a plan, one call per step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from engine.errors import OptionError
+from engine.ir.graph import Graph
+from engine.plan.plan import Plan
+from engine.profile import AxisSpec, Profile, parse_shapes, profile_symbols
+from engine.target import describe
+
+if TYPE_CHECKING:
+
+    from engine.tune.records import TimingRecord
+
+__all__ = ["BuildOptions", "Model", "build", "optimise", "read_model"]
+
+Model = "str | Path | bytes | onnx.ModelProto"
+#: Bumped whenever the same inputs give other plan bytes.
+CODEGEN = 1
+SOURCES = ("c", "numpy", "plugin")
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """What a caller may choose about a build; checked, normalised and hashable."""
+
+    target: str = "cpu"
+    precision: str = "fp32"
+    level: int = 3
+    tactics: tuple[str, ...] = SOURCES
+    reference: bool = True
+    profile: Profile = Profile({}, {})
+
+    def __post_init__(self) -> None:
+        if self.precision != "fp32":
+            raise OptionError(f"precision is {self.precision!r}, expected fp32")
+        if not 0 <= self.level <= 5:
+            raise OptionError(f"level is {self.level}, expected 0 (no tuning) to 5 (exhaustive)")
+        unknown = sorted(set(self.tactics) - set(SOURCES))
+        if unknown:
+            raise OptionError(f"there is no tactic source {unknown[0]!r}; there are {SOURCES}")
+
+    def to_json(self) -> dict[str, Any]:
+        """The options in the form that enters a build key."""
+        return {
+            "target": self.target,
+            "precision": self.precision,
+            "level": self.level,
+            "tactics": list(self.tactics),
+            "reference": self.reference,
+            "profile": self.profile.to_json(),
+        }
+
+
+def build(
+    model: Any,
+    *,
+    target: str = "cpu",
+    precision: str = "fp32",
+    shapes: Mapping[str, Sequence[AxisSpec]] | None = None,
+    level: int = 3,
+    tactics: Iterable[str] = SOURCES,
+    reference: bool = True,
+    records: Iterable[TimingRecord] = (),
+) -> Plan:
+    """Build a plan from an ONNX model (a path, the bytes of a file, or a ModelProto).
+
+    ``shapes`` gives inputs their profile, as ``{"x": ("batch=1..8..32", 3, 224, 224)}``; ``level``
+    runs from 0 (first tactic that works) to 5 (exhaustive tuning); ``tactics`` are the allowed
+    sources; ``reference`` allows operators without a meaning here to run in onnx's reference
+    evaluator; ``records`` are timing records to reuse instead of measuring. Raises ModelError for
+    a model that cannot be built and OptionError for an option that means nothing.
+    """
+    from engine.tune.tuning import tune_graph
+
+    options = BuildOptions(
+        target, precision, level, tuple(tactics), reference, parse_shapes(shapes)
+    )
+    graph = optimise(read_model(model, options))
+    known = list(records)
+    known += tune_graph(graph, options, known)
+    return assemble(graph, options, known)
+
+
+def read_model(model: Any, options: BuildOptions) -> Graph:
+    """The graph of a model with the profile's shapes on its inputs."""
+    try:
+        from engine.onnx_io import read
+    except ImportError as error:
+        from engine.errors import MissingExtraError
+
+        raise MissingExtraError("onnx", "build", "building from an ONNX model") from error
+    return read(model, reference=options.reference, shapes=options.profile.shapes)
+
+
+def optimise(graph: Graph, *, checked: bool = False) -> Graph:
+    """The graph after all passes, changed in place."""
+    from engine.passes import run_pipeline
+
+    run_pipeline(graph, checked=checked)
+    return graph
+
+
+def assemble(graph: Graph, options: BuildOptions, records: Iterable[TimingRecord]) -> Plan:
+    """Choose a tactic for every layer from timing records alone, and lower to a plan."""
+    from engine.lower.lowering import lower
+    from engine.tune.choosing import choose
+
+    symbols = profile_symbols(graph, options.profile)
+    choices = choose(graph, options, symbols, records)
+    lowered = lower(graph, symbols, choices)
+    return Plan(
+        program=lowered.program,
+        weights=lowered.packed,
+        target=describe(options.target).to_json(),
+        codegen=CODEGEN,
+        decisions=tuple(decision.to_json() for decision in graph.decisions),
+    )

@@ -1,0 +1,193 @@
+"""Building a program: slots for values, weights with recipes, kernels named once, steps, layers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.ir.graph import Graph, Node, Value
+from engine.ir.sizes import Dim, symbols
+from engine.ir.types import (
+    DType,
+    OptionalType,
+    SequenceType,
+    TensorType,
+    Type,
+    UnknownSize,
+)
+from engine.kernels.kernel import Kernel
+from engine.passes.make_views import is_bound
+from engine.plan.recipes import RecipeStep
+from engine.plan.structure import HostStep, KernelStep, Layer, Program, Slot, Step, Symbol, Weight
+
+__all__ = ["PackedWeight", "ProgramBuilder", "stored_type"]
+
+
+def stored_type(kind: Type) -> Type:
+    """The type as a plan writes it: sizes that only a run tells are marked unknown."""
+    if isinstance(kind, TensorType) and kind.shape is not None:
+        return TensorType(
+            kind.dtype,
+            tuple(
+                UnknownSize() if any(n.startswith("?") for n in symbols(dim)) else dim  # type: ignore[misc]
+                for dim in kind.shape
+            ),
+        )
+    if isinstance(kind, SequenceType):
+        return SequenceType(stored_type(kind.element))
+    if isinstance(kind, OptionalType):
+        return OptionalType(stored_type(kind.element))
+    return kind
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeight:
+    """How the bytes of a weight come about: the model's arrays and the recipe over them."""
+
+    sources: tuple[Value, ...]
+    recipe: tuple[RecipeStep, ...]
+
+
+@dataclass(slots=True)
+class ProgramBuilder:
+    """Collects the parts of a program; `build` freezes them."""
+
+    graph: Graph
+    symbols: Sequence[Symbol] = ()
+    #: The builder of the outermost program, which owns all weights.
+    top: ProgramBuilder | None = None
+    slots: list[Slot] = field(default_factory=list)
+    kernels: list[Kernel] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    layers: list[Layer] = field(default_factory=list)
+    weights: list[Weight] = field(default_factory=list)
+    packed: dict[str, PackedWeight] = field(default_factory=dict)
+    _slot_of: dict[int, int] = field(default_factory=dict)
+    _kernel_of: dict[str, int] = field(default_factory=dict)
+    _weight_of: dict[tuple[Any, ...], str] = field(default_factory=dict)
+    _renamed: dict[str, Dim] = field(default_factory=dict)
+
+    def add_slot(self, slot: Slot) -> int:
+        """A new slot."""
+        self.slots.append(slot)
+        return len(self.slots) - 1
+
+    def set_slot(self, value: Value, slot: int) -> None:
+        """Say where a value lives."""
+        self._slot_of[id(value)] = slot
+
+    def has_slot(self, value: Value) -> bool:
+        """Whether a value has its place already."""
+        return id(value) in self._slot_of
+
+    def slot(self, value: Value) -> int:
+        """Where a value lives; a constant becomes a weight, a result gets memory."""
+        found = self._slot_of.get(id(value))
+        if found is None:
+            if value.constant is not None:
+                found = self.weight(value)
+            else:
+                kind = stored_type(value.type)
+                in_memory = self.top is None and is_bound(value.type) and not _is_string(kind)
+                found = self.add_slot(Slot(kind, "arena" if in_memory else "host"))
+            self._slot_of[id(value)] = found
+        return found
+
+    def weight(
+        self,
+        value: Value,
+        recipe: Sequence[RecipeStep] = (),
+        kind: TensorType | None = None,
+        *,
+        others: Sequence[Value] = (),
+    ) -> int:
+        """A slot for a constant, or for what ``recipe`` makes of it (of type ``kind``).
+
+        Recipe steps number their inputs: ``value`` is 0, then ``others``, then step results.
+        """
+        owner = self.top or self
+        kind = kind or value.tensor
+        sources = (value, *others)
+        key = (
+            tuple(id(source.constant) for source in sources),
+            json.dumps([[s.function, s.inputs, dict(s.arguments)] for s in recipe], sort_keys=True),
+        )
+        name = owner._weight_of.get(key)
+        if name is None:
+            name = owner._new_weight(sources, tuple(recipe), kind)
+            owner._weight_of[key] = name
+        slot = next(
+            (i for i, s in enumerate(self.slots) if s.place == "weight" and s.name == name), -1
+        )
+        return slot if slot >= 0 else self.add_slot(Slot(kind, "weight", name))
+
+    def _new_weight(
+        self, sources: tuple[Value, ...], recipe: tuple[RecipeStep, ...], kind: TensorType
+    ) -> str:
+        name = f"w{len(self.weights)}"
+        origins = tuple(source.origin for source in sources)
+        known = all(origin is not None for origin in origins)
+        shape = tuple(int(dim) for dim in kind.dims)  # type: ignore[arg-type]
+        self.weights.append(
+            Weight(
+                name,
+                kind.dtype,
+                shape,
+                name,
+                tuple(str(origin) for origin in origins) if known else (),
+                recipe if known else (),
+            )
+        )
+        self.packed[name] = PackedWeight(sources, recipe)
+        return name
+
+    def workspace(self, dtype: DType, elements: Dim) -> int:
+        """Memory that only the steps of one layer touch."""
+        return self.add_slot(Slot(TensorType(dtype, (elements,)), "arena"))
+
+    def layer(self, node: Node, tactic: str, choice: Mapping[str, Any], time_ns: int = 0) -> int:
+        """A line of the report; returns its index, which steps carry."""
+        self.layers.append(
+            Layer(node.name, node.op.name, node.sources, tactic, dict(choice), int(time_ns))
+        )
+        return len(self.layers) - 1
+
+    def kernel(
+        self,
+        kernel: Kernel,
+        operands: Sequence[tuple[int, Dim]],
+        sizes: Sequence[Dim],
+        layer: int,
+    ) -> None:
+        """A step that runs a kernel; operands are (slot, offset in elements)."""
+        key = json.dumps({"kind": kernel.kind, **kernel.to_json()}, sort_keys=True)
+        index = self._kernel_of.get(key)
+        if index is None:
+            index = self._kernel_of[key] = len(self.kernels)
+            self.kernels.append(kernel)
+        self.steps.append(KernelStep(index, tuple(operands), tuple(sizes), layer))
+
+    def host(self, step: HostStep) -> None:
+        """A step that runs in Python."""
+        self.steps.append(step)
+
+    def build(self) -> Program:
+        """The program; slots that nothing touches are kept, they cost nothing."""
+        inputs = tuple(self._slot_of[id(value)] for value in self.graph.inputs)
+        outputs = tuple(i for i, slot in enumerate(self.slots) if slot.place == "output")
+        return Program(
+            symbols=tuple(self.symbols),
+            slots=tuple(self.slots),
+            inputs=inputs,
+            outputs=outputs,
+            kernels=tuple(self.kernels),
+            steps=tuple(self.steps),
+            layers=tuple(self.layers),
+            weights=tuple(self.weights),
+        )
+
+
+def _is_string(kind: Type) -> bool:
+    return isinstance(kind, TensorType) and kind.dtype is DType.STRING

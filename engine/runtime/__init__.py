@@ -1,0 +1,1 @@
+"""Running plans: engines, contexts, feeds, kernels; needs neither the compiler nor onnx."""

@@ -1,0 +1,174 @@
+"""Contexts: what one stream of runs owns, its arena, its bound shapes, its buffers."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from engine.errors import FeedError
+from engine.ir.sizes import evaluate
+from engine.ir.types import Array, TensorType
+from engine.kernels.runner import Runner
+from engine.plan.slots import is_fixed
+from engine.runtime.binding import BoundProgram, Buffers
+from engine.runtime.feeds import bind_symbols, check_feeds
+
+if TYPE_CHECKING:
+    from engine.runtime.engine import Engine
+
+__all__ = ["Context"]
+
+#: How many shapes keep their memory plan and pointers.
+KEPT_SHAPES = 16
+
+
+class Context:
+    """Runs an engine; one per thread or stream. Contexts of one engine run at the same time."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._bound: OrderedDict[tuple[int, ...], BoundProgram] = OrderedDict()
+        self._memory: Array = np.empty(0, np.uint8)
+        self._runner: Runner | None = None
+        self._fixed: dict[str, Array] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the arena back; the context can still be used and will take a new one."""
+        self._bound.clear()
+        self._memory = np.empty(0, np.uint8)
+
+    def bind(self, name: str, array: Array) -> None:
+        """Fix the buffer of an input or output: later runs read or write it without a copy.
+
+        Raises FeedError for an unknown name, a wrong dtype, or an array that is not C-contiguous.
+        """
+        program = self.engine.program
+        slots = {program.slots[i].name: program.slots[i] for i in program.inputs}
+        slots.update({program.slots[i].name: program.slots[i] for i in program.outputs})
+        if name not in slots:
+            raise FeedError(f"there is no input or output {name!r}; there are {sorted(slots)}")
+        kind = slots[name].type
+        if not isinstance(kind, TensorType) or array.dtype != kind.dtype.numpy:
+            raise FeedError(f"{name!r} is {kind}, which {array.dtype} does not fit")
+        if not array.flags.c_contiguous:
+            raise FeedError(f"the buffer bound to {name!r} must be C-contiguous")
+        self._fixed[name] = array
+
+    def run(
+        self, inputs: Mapping[str, Any], *, outputs: Mapping[str, Array] | None = None
+    ) -> dict[str, Any]:
+        """Run once: arrays by name in, arrays by name out.
+
+        ``outputs`` gives arrays to write into (shape, dtype and C order must fit); others are new.
+        Raises FeedError when an array does not fit the engine.
+        """
+        return self._run(inputs, outputs or {}, None)
+
+    def profile(self, inputs: Mapping[str, Any]) -> dict[int, int]:
+        """Run once and return the nanoseconds spent in each layer, by its index in the report."""
+        times: dict[int, int] = {}
+        self._run(inputs, {}, times)
+        return times
+
+    def _run(
+        self,
+        inputs: Mapping[str, Any],
+        outputs: Mapping[str, Array],
+        times: dict[int, int] | None,
+    ) -> dict[str, Any]:
+        program = self.engine.program
+        names = set(self.engine.input_names)
+        bound_inputs = {name: array for name, array in self._fixed.items() if name in names}
+        feeds = check_feeds(program, {**bound_inputs, **inputs})
+        sizes = bind_symbols(program, feeds)
+        bound = self._bind(sizes)
+        buffers = self._buffers(bound, feeds, {**self._fixed, **outputs})
+        bound.run(buffers, self._runner, times)
+        return {
+            program.slots[slot].name: self._result(bound, slot, buffers) for slot in program.outputs
+        }
+
+    def _bind(self, sizes: dict[str, int]) -> BoundProgram:
+        """The bound program for these sizes, planned on first use."""
+        key = tuple(sizes[name] for name in sorted(sizes))
+        bound = self._bound.get(key)
+        addresses = self.engine.kernels.addresses
+        if bound is None:
+            bound = BoundProgram(self.engine.program, sizes, self.engine.weights, self.engine.calls)
+            self._reserve(bound)
+            self._prepare(bound, addresses)
+            self._bound[key] = bound
+            if len(self._bound) > KEPT_SHAPES:
+                self._bound.popitem(last=False)
+        elif (addresses is not None) != bound.compiled:
+            self._prepare(bound, addresses)
+        self._bound.move_to_end(key)
+        return bound
+
+    def _prepare(self, bound: BoundProgram, addresses: list[int] | None) -> None:
+        if addresses and self._runner is None:
+            self._runner = Runner(self.engine.threads)
+        bound.prepare(self._memory, self._runner, addresses)
+
+    def _reserve(self, bound: BoundProgram) -> None:
+        """Have an arena large enough: for the greatest shapes at once when they are known."""
+        needed = max(bound.arena.nbytes, self.engine.greatest_arena)
+        if self._memory.nbytes >= needed:
+            return
+        raw = np.empty(needed + 256, np.uint8)
+        start = -raw.ctypes.data % 256
+        self._memory = raw[start : start + needed]
+        for other in self._bound.values():
+            self._prepare(other, self.engine.kernels.addresses)
+
+    def _buffers(
+        self, bound: BoundProgram, feeds: list[Any], given: Mapping[str, Array]
+    ) -> Buffers:
+        program, buffers = self.engine.program, Buffers()
+        for index, array in zip(program.inputs, feeds):
+            if (
+                program.slots[index].place == "host"
+                or not isinstance(array, np.ndarray)
+                or array.dtype == object
+            ):
+                buffers.values[index] = array
+            else:
+                buffers.inputs[index] = array
+        for index in program.outputs:
+            slot, name = program.slots[index], program.slots[index].name
+            if not is_fixed(slot):
+                continue
+            assert isinstance(slot.type, TensorType)
+            shape = tuple(evaluate(dim, bound.sizes) for dim in slot.type.dims)
+            array = given.get(name)
+            if array is None:
+                array = np.empty(shape, slot.type.dtype.numpy)
+            elif array.shape != shape or array.dtype != slot.type.dtype.numpy:
+                raise FeedError(
+                    f"output {name!r} is {slot.type.dtype.value}{list(shape)}; the array given for "
+                    f"it is {array.dtype}{list(array.shape)}"
+                )
+            elif not array.flags.c_contiguous or not array.flags.writeable:
+                raise FeedError(f"the array for output {name!r} must be writable and C-contiguous")
+            buffers.outputs[index] = array
+        return buffers
+
+    def _result(self, bound: BoundProgram, slot: int, buffers: Buffers) -> Any:
+        if slot in buffers.outputs:
+            return buffers.outputs[slot]
+        return bound.view(slot, buffers)
