@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from scheduler.keys import BuildSpec, normalise_options
+from scheduler.keys import BuildSpec
 from scheduler.model_files import DigestCache, model_files
 from scheduler.names import EngineName
 from storage import hits
@@ -122,6 +122,3 @@ def _failed(build: Build, *, remembered: bool = False) -> Exception:
         again = " (known from an earlier build; --force tries again)" if remembered else ""
         return ModelFailedError(message + again)
     return InfrastructureError(message)
-
-
-__all__ = ["Made", "Wish", "make_engine", "normalise_options", "spec_of"]

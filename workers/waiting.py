@@ -109,3 +109,15 @@ class Waiter:
     def _clean(self, build: Build) -> None:
         """Remove the work folder of a build that has ended."""
         shutil.rmtree(self._work / build.id, ignore_errors=True)
+
+
+def take_back_from_the_dead(farm: Farm, build: Build) -> None:
+    """Take back the jobs of a build whose holder died, when nobody holds its lock."""
+    path = lock_path(farm.home, BuildSpec.from_json(build.spec))
+    with disk_errors(str(path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(path, timeout=0):
+                farm.desk.abandon(build.id)
+        except Timeout:
+            return

@@ -103,6 +103,11 @@ class BuildRows:
             query = query.where(BuildRow.state == state)
         return [freeze(row, Build) for row in self._session.scalars(query)]
 
+    def open(self) -> list[Build]:
+        """Every build that is queued or running."""
+        query = select(BuildRow).where(BuildRow.state.in_(OPEN_STATES)).order_by(BuildRow.id)
+        return [freeze(row, Build) for row in self._session.scalars(query)]
+
     def update(self, build_id: str, **changes: Any) -> Build:
         """Change columns of a build."""
         row = self._row(build_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import delete, exists, or_, select
+from sqlalchemy import delete, or_, select
 from sqlalchemy.orm import Session
 
 from storage.errors import ConflictError, NotFoundError
@@ -131,22 +131,10 @@ class EngineRows:
         row.put_at = at
         self._session.flush()
 
-    def blobs(self) -> dict[str, int]:
-        """Every blob that was noted, with its length."""
-        return {row.digest: row.nbytes for row in self._session.scalars(select(BlobRow))}
-
-    def unreferenced_blobs(self, *, put_before: float) -> dict[str, int]:
-        """Blobs that no engine and no open build refers to and that were put before a time."""
-        of_engines = exists().where(
-            or_(EngineRow.digest == BlobRow.digest, EngineRow.statement_digest == BlobRow.digest)
-        )
-        query = select(BlobRow).where(BlobRow.put_at < put_before, ~of_engines)
-        in_work = self._blobs_in_work()
-        return {
-            row.digest: row.nbytes
-            for row in self._session.scalars(query.order_by(BlobRow.digest))
-            if row.digest not in in_work
-        }
+    def referenced_blobs(self) -> set[str]:
+        """The digests that engines and open builds refer to."""
+        digests = self._session.execute(select(EngineRow.digest, EngineRow.statement_digest))
+        return {digest for pair in digests for digest in pair} | self._blobs_in_work()
 
     def forget_blob(self, digest: str) -> None:
         """Forget a blob; raises ConflictError when an engine refers to it."""

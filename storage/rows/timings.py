@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from storage.records import Timing
-from storage.rows.freeze import freeze
+from storage.rows.freeze import escape_like, freeze
 from storage.tables import TimingRow
 
 # SQLite allows 999 parameters in old builds; signatures are asked for in slices.
@@ -62,11 +62,12 @@ class TimingRows:
             ]
         return [freeze(row, Timing) for row in sorted(rows, key=lambda row: row.identity)]
 
-    def all(self, *, signature_like: str = "%", limit: int | None = None) -> list[Timing]:
-        """Every record whose signature matches a LIKE pattern, by signature and time."""
+    def all(self, *, containing: str = "", limit: int | None = None) -> list[Timing]:
+        """Every record whose signature contains a text, by signature and time."""
+        pattern = f"%{escape_like(containing)}%"
         query = (
             select(TimingRow)
-            .where(TimingRow.signature.like(signature_like))
+            .where(TimingRow.signature.like(pattern, escape="\\"))
             .order_by(TimingRow.signature, TimingRow.time_ns, TimingRow.identity)
             .limit(limit)
         )
@@ -75,7 +76,3 @@ class TimingRows:
     def count(self) -> int:
         """How many records there are."""
         return self._session.scalar(select(func.count()).select_from(TimingRow)) or 0
-
-    def remove_all(self) -> None:
-        """Forget every record."""
-        self._session.execute(delete(TimingRow))

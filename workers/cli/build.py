@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import click
 
-from scheduler.keys import DEFAULT_LEVEL, PRECISIONS, normalise_options
 from scheduler.names import parse_name
 from storage.records import Json
 from workers.building import Made, Wish, make_engine
+from workers.cli.options import build_options, read_options
 from workers.compiler import load_compiler
 from workers.home import Home, place_engine, statement_path
 from workers.output import announced_home, json_option, print_fields, print_json, size_text
@@ -29,37 +26,9 @@ _WORDS = {
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the engine here too.")
-@click.option("--target", default="cpu", show_default=True, help="The device to build for.")
-@click.option(
-    "--precision",
-    type=click.Choice(PRECISIONS),
-    default="fp32",
-    show_default=True,
-    help="The arithmetic to use.",
-)
-@click.option(
-    "--shape",
-    "shapes",
-    multiple=True,
-    metavar="NAME=SPEC",
-    help="Dimensions of one input, for example x=batch=1..8..32,3,224,224.",
-)
-@click.option(
-    "--level",
-    type=click.IntRange(0, 5),
-    default=DEFAULT_LEVEL,
-    show_default=True,
-    help="How much to measure; 0 measures nothing.",
-)
-@click.option("--tactics", metavar="LIST", help="The tactic sources allowed, for example c,numpy.")
-@click.option("--no-reference", is_flag=True, help="Refuse operators without a meaning of ours.")
+@build_options
 @click.option("--name", metavar="NAME[:TAG]", help="Point this name to the engine.")
 @click.option("--force", is_flag=True, help="Build although there is an engine or a known failure.")
-@click.option(
-    "--lockfile",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Choices that win ties between tactics.",
-)
 @json_option
 def command(
     model: Path,
@@ -70,11 +39,10 @@ def command(
     **choices: Any,
 ) -> None:
     """Build a tuned engine from MODEL, or find the one built before."""
-    began = time.monotonic()
     home = announced_home()
     wish = Wish(
         model=model,
-        options=_options(**choices),
+        options=read_options(**choices),
         name=None if name is None else parse_name(name),
         force=force,
     )
@@ -84,61 +52,27 @@ def command(
         raise KeyboardInterrupt(
             "interrupted; what was measured is kept, the same command goes on from there"
         ) from interrupt
+    show_made(home, made, output=output, name=name, as_json=as_json)
+
+
+def show_made(
+    home: Home, made: Made, *, output: Path | None, name: str | None, as_json: bool
+) -> None:
+    """Put an engine in its place and tell about it."""
     path = place_engine(home, made.engine, output)
-    fields = _fields(home, made, path, name=name, seconds=time.monotonic() - began)
+    fields = _fields(home, made, path, name=name)
     if as_json:
         print_json(fields)
     else:
         _print(made, fields)
 
 
-def _options(
-    *,
-    target: str,
-    precision: str,
-    shapes: tuple[str, ...],
-    level: int,
-    tactics: str | None,
-    no_reference: bool,
-    lockfile: Path | None,
-) -> Json:
-    """The normalised options of the command line."""
-    return normalise_options(
-        target=target,
-        precision=precision,
-        shapes=dict(_shape(text) for text in shapes),
-        level=level,
-        tactics=None if tactics is None else [part.strip() for part in tactics.split(",")],
-        reference=not no_reference,
-        lockfile=None if lockfile is None else _read_lockfile(lockfile),
-    )
-
-
-def _shape(text: str) -> tuple[str, str]:
-    """Input name and dimensions of one --shape."""
-    name, equals, dimensions = text.partition("=")
-    if not equals or not name:
-        raise click.BadParameter(f"{text!r}; expected NAME=DIMENSION,DIMENSION,...")
-    return name, dimensions
-
-
-def _read_lockfile(path: Path) -> Json:
-    """The choices of a lockfile."""
-    try:
-        choices = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise click.BadParameter(f"{path} is no JSON: {error}") from error
-    if not isinstance(choices, dict):
-        raise click.BadParameter(f"{path} holds no JSON object")
-    return choices
-
-
-def _fields(home: Home, made: Made, path: Path, *, name: str | None, seconds: float) -> Json:
+def _fields(home: Home, made: Made, path: Path, *, name: str | None) -> Json:
     """What a program may want to know of a build."""
     engine = made.engine
     return {
         "answer": made.answer,
-        "seconds": round(seconds, 4),
+        "seconds": round(made.seconds, 4),
         "key": engine.key,
         "generation": engine.generation,
         "digest": engine.digest,
@@ -168,4 +102,3 @@ def _print(made: Made, fields: Json) -> None:
             "needs": ", ".join(report.get("requires") or []) or None,
         },
     )
-    sys.stdout.flush()
