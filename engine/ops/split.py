@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from engine.ir.sizes import ceildiv, floordiv, provably_equal
+from engine.ir.sizes import ceildiv, floordiv, maximum, minimum, provably_equal
 from engine.ir.types import Array, Dim, Operand, TensorType
 from engine.ops.contents import integers
 from engine.ops.operator import Operator, register, tensor
@@ -29,9 +29,7 @@ def ceiled_parts(size: Dim, count: int) -> list[Dim]:
     if count < 1:
         raise ValueError(f"an axis of size {size} cannot be split into {count} parts")
     part = ceildiv(size, count)
-    if isinstance(size, int) and isinstance(part, int):
-        return [max(min(part, size - part * index), 0) for index in range(count)]
-    return [part] * (count - 1) + [size - part * (count - 1)]
+    return [maximum(minimum(part, size - part * index), 0) for index in range(count)]
 
 
 def _types(
