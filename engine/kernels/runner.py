@@ -51,13 +51,14 @@ typedef struct {
   int64_t *nanoseconds;
 } job;
 
-enum { MOST_WORKERS = 255, SPINS_BEFORE_SLEEP = 4000, SPINS_BEFORE_YIELD = 4000 };
+enum { MOST_WORKERS = 255, SPINS_BEFORE_SLEEP = 1500, SPINS_BEFORE_YIELD = 1500 };
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
 static _Atomic int64_t generation, active;
 static atomic_flag busy = ATOMIC_FLAG_INIT;
 static const job *current;
 static int64_t workers, sleepers;
+static pthread_t worker[MOST_WORKERS];
 static int hooked;
 
 static inline void pause_briefly(void) {
@@ -140,15 +141,29 @@ static void add_workers(int64_t wanted) {
     hooked = 1;
   }
   while (workers < wanted && workers < MOST_WORKERS) {
-    pthread_t thread;
     pthread_attr_t attributes;
     pthread_attr_init(&attributes);
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    int failed = pthread_create(&thread, &attributes, work, (void *)(intptr_t)(workers + 1));
+    int failed = pthread_create(&worker[workers], &attributes, work, (void *)(intptr_t)(workers + 1));
     pthread_attr_destroy(&attributes);
     if (failed) return;
     ++workers;
   }
+}
+
+/* A sleeper that wakes on the caller's processor would wait there for the caller's time slice to
+   end while another processor idles: let workers run wherever the caller may, but not beside it. */
+static void keep_apart(void) {
+#ifdef __linux__
+  static int last = -1;
+  cpu_set_t allowed;
+  const int here = sched_getcpu();
+  if (here < 0 || (here == last && !sleepers)) return;
+  if (pthread_getaffinity_np(pthread_self(), sizeof allowed, &allowed)) return;
+  if (here < CPU_SETSIZE && CPU_COUNT(&allowed) > 1) CPU_CLR(here, &allowed);
+  for (int64_t i = 0; i < workers; ++i) pthread_setaffinity_np(worker[i], sizeof allowed, &allowed);
+  last = here;
+#endif
 }
 
 void ef_run(step *steps, int64_t count, char *scratch, int64_t scratch_stride, int64_t threads,
@@ -164,6 +179,7 @@ void ef_run(step *steps, int64_t count, char *scratch, int64_t scratch_stride, i
   }
   pthread_mutex_lock(&mutex);
   add_workers(threads - 1);
+  keep_apart();
   current = &j;
   atomic_fetch_add_explicit(&generation, 1, memory_order_release);
   if (sleepers) pthread_cond_broadcast(&wake);
