@@ -1,7 +1,7 @@
 """A compiler that computes nothing, counts everything and can be told to be slow or to fail.
 
 It takes any file for a model. Words after `null:` in ENGINEFARM_COMPILER set the fields of
-`NullSettings`, for example `null:tasks=4,tune_s=0.1,log=/tmp/measured`.
+`NullSettings`, for example `null:tasks=4,tune_s=0.1,log=measured.txt`.
 """
 
 from __future__ import annotations
