@@ -280,7 +280,7 @@ def _reduce(node: Expression, values: Array, axis: int, length: int | None) -> A
     return np.asarray(result).astype(node.dtype.numpy, copy=False)
 
 
-def _number_to_json(value: Number | None) -> Any:
+def number_to_json(value: Number | None) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return repr(value)
     return value
@@ -293,7 +293,7 @@ def roots_to_json(roots: Sequence[Expression]) -> dict[str, Any]:
     rows: list[list[Any]] = []
     for node in nodes:
         if node.function in ("load", "constant", "index"):
-            rows.append([node.function, node.dtype.value, _number_to_json(node.value)])
+            rows.append([node.function, node.dtype.value, number_to_json(node.value)])
         else:
             first = (
                 [node.function, node.dtype.value] if node.function == "cast" else [node.function]
@@ -352,7 +352,7 @@ def _read_node(row: list[Any], nodes: list[Expression], extended: bool) -> Expre
         if name == "cast":
             return cast(nodes[_place(row[2], len(nodes))], dtype)
         if name == "constant":
-            return constant(_number(row[2], dtype), dtype)
+            return constant(read_number(row[2], dtype), dtype)
         if type(row[2]) is not int or not 0 <= row[2] <= MAX_POSITION:
             raise ValueError(f"a {name} node has the position {row[2]!r}")
         if name == "index" and dtype is not DType.INT64:
@@ -367,7 +367,7 @@ def _place(item: Any, count: int) -> int:
     return item
 
 
-def _number(value: Any, dtype: DType) -> Number:
+def read_number(value: Any, dtype: DType) -> Number:
     if dtype.is_float and value in ("inf", "-inf", "nan"):
         return float(value)
     good: Iterable[type] = (bool,) if dtype is DType.BOOL else (int,)
