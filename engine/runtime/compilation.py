@@ -7,6 +7,7 @@ refused when somebody else could write to it; files are placed by rename, with t
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import hashlib
@@ -120,6 +121,7 @@ def _is_private(folder: Path) -> bool:
 def _temporary_folder(reason: str) -> Path:
     """A private folder for this process, announced once."""
     folder = Path(tempfile.mkdtemp(prefix="enginefarm-c-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     warnings.warn(
         f"{reason}; compiled kernels go to {folder} for this process only "
         "(set ENGINEFARM_CACHE to a folder of yours to keep them)",
@@ -220,6 +222,12 @@ def _open(path: Path, name: str) -> int:
     return address
 
 
+def _processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _require() -> Compiler:
     compiler = find_compiler()
     if compiler is None:
@@ -248,8 +256,8 @@ def load(
     known = {name: path for name, path in paths.items() if path.name in _LIBRARIES}
     missing = {f.name: f for f in functions if f.name not in known and not _verified(paths[f.name])}
     if missing:
-        width = processes or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
-        with ThreadPoolExecutor(max_workers=max(1, width)) as pool:
+        width = processes or _processors()
+        with ThreadPoolExecutor(max_workers=width) as pool:
             jobs = [
                 pool.submit(_compile, function, compiler, isa, paths[name])
                 for name, function in missing.items()
