@@ -35,8 +35,8 @@ _READING = {"reading": True}
 class Database:
     """The farm's rows behind transactions; safe to share between threads.
 
-    `transaction` takes the write lock at once (BEGIN IMMEDIATE in SQLite), so that what it read
-    still holds when it writes; `reading` sees one snapshot and never waits for a writer.
+    `transaction` takes the write lock with its first statement (BEGIN IMMEDIATE in SQLite), so that
+    what it read still holds when it writes; `reading` sees one snapshot and never waits for a writer.
     """
 
     def __init__(self, engine: sqlalchemy.Engine, where: str) -> None:

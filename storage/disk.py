@@ -12,7 +12,7 @@ from pathlib import Path
 from storage.errors import DiskFullError, ReadOnlyError, StorageError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+_FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 
 
 def translate(error: OSError, where: str) -> StorageError:
