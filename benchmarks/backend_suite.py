@@ -1,0 +1,192 @@
+"""Run onnx's backend suite through the public API and write which cases fail, and why.
+
+    python -m benchmarks.backend_suite                    both totals, all cases
+    python -m benchmarks.backend_suite --no-reference     only without the reference step
+    python -m benchmarks.backend_suite --filter softmax   only cases with this in their name
+    python -m benchmarks.backend_suite --peer             onnxruntime instead
+
+Each case is built, saved, loaded and run. Every case runs without the reference step first; what
+fails may then use it. The result goes to ``benchmarks/results/backend_suite.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from benchmarks import backend_cases, isolated
+
+RESULTS = Path(__file__).parent / "results"
+LIMIT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One case: why it fails without the reference step and with it; None means that it passes."""
+
+    name: str
+    kind: str
+    without_reference: str | None
+    with_reference: str | None
+
+
+def attempt(implementation: Any, case: backend_cases.Case, *, reference: bool) -> str | None:
+    """Build, save, load and run one case; the reason why it fails, or None."""
+    try:
+        with (
+            warnings.catch_warnings(),
+            np.errstate(all="ignore"),
+            tempfile.TemporaryDirectory() as folder,
+        ):
+            warnings.simplefilter("ignore")
+            plan = implementation.build(case.model(), target="cpu", level=0, reference=reference)
+            plan.save(Path(folder) / "case.engine")
+            network = implementation.load(Path(folder) / "case.engine", compile="wait")
+            for inputs, expected in case.data():
+                case.check(network(inputs), expected)
+    except Exception as error:
+        return reason(error)
+    return None
+
+
+def reason(error: BaseException) -> str:
+    """One line about an error: its class, its message, and the innermost line of our own code."""
+    text = " ".join(str(error).split())[:300]
+    root = str(Path(__file__).parent.parent)
+    ours = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename.startswith(root) and "/.venv/" not in frame.filename
+    ]
+    place = ""
+    if ours and ours[-1].filename != __file__:
+        place = f" ({Path(ours[-1].filename).relative_to(root)}:{ours[-1].lineno})"
+    return f"{type(error).__name__}: {text}{place}"
+
+
+def run(
+    cases: Sequence[backend_cases.Case],
+    implementation: Any,
+    *,
+    processes: int,
+    only_without: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Outcome]:
+    """The outcome of every case, in the order given."""
+
+    def phase(chosen: Sequence[int], reference: bool) -> dict[int, str | None]:
+        reasons: dict[int, str | None] = {}
+        work = isolated.run(
+            lambda index: attempt(implementation, cases[index], reference=reference),
+            chosen,
+            processes=processes,
+            limit_s=LIMIT_S,
+        )
+        for index, answer, lost in work:
+            reasons[index] = lost or answer
+            progress(len(reasons), len(chosen))
+        return reasons
+
+    without = phase(range(len(cases)), False)
+    failed = [index for index, found in without.items() if found is not None]
+    again = {} if only_without else phase(failed, True)
+    return [
+        Outcome(case.name, case.kind, without[i], again.get(i, without[i]))
+        for i, case in enumerate(cases)
+    ]
+
+
+def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """What is stored: totals, totals by kind, and each failing case with its reasons."""
+    kinds = Counter(outcome.kind for outcome in outcomes)
+    good = Counter(outcome.kind for outcome in outcomes if outcome.with_reference is None)
+    alone = Counter(outcome.kind for outcome in outcomes if outcome.without_reference is None)
+    return {
+        "onnx": onnx.__version__,
+        "cases": len(outcomes),
+        "passed": good.total(),
+        "passed_without_reference": alone.total(),
+        "kinds": {
+            kind: {"cases": n, "passed": good[kind], "passed_without_reference": alone[kind]}
+            for kind, n in sorted(kinds.items())
+        },
+        "failures": {
+            outcome.name: {
+                "kind": outcome.kind,
+                "without_reference": outcome.without_reference,
+                "with_reference": outcome.with_reference,
+            }
+            for outcome in sorted(outcomes, key=lambda outcome: outcome.name)
+            if outcome.without_reference is not None
+        },
+    }
+
+
+def show_progress(done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.backend_suite")
+    parser.add_argument("--no-reference", action="store_true", help="never the reference step")
+    parser.add_argument("--filter", default="", help="part of the names of the cases to run")
+    parser.add_argument("-j", type=int, default=2, dest="processes", help="processes, usually 2")
+    parser.add_argument("--peer", action="store_true", help="run onnxruntime instead")
+    parser.add_argument("--implementation", default="engine", help="a module with build and load")
+    parser.add_argument("--output", type=Path, help="the file for the result")
+    parser.add_argument("-v", action="store_true", dest="verbose", help="print each failing case")
+    options = parser.parse_args(arguments)
+    name = "benchmarks.onnxruntime_peer" if options.peer else options.implementation
+    # Each process takes one core, and each case is small.
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")
+    begin = time.monotonic()
+    cases = [case for case in backend_cases.load_cases() if options.filter in case.name]
+    outcomes = run(
+        cases,
+        importlib.import_module(name),
+        processes=options.processes,
+        only_without=options.no_reference or options.peer,
+        progress=show_progress,
+    )
+    result = summary(outcomes)
+    # A part of the suite, or another subject, must not replace the stored result of the whole.
+    whole = name == "engine" and not options.filter and not options.no_reference
+    output = options.output or (RESULTS / "backend_suite.json" if whole else None)
+    if output is not None:
+        output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        print(f"written: {output}")
+    report(result, verbose=options.verbose, seconds=time.monotonic() - begin)
+    return 0 if cases else 2
+
+
+def report(result: dict[str, Any], *, verbose: bool, seconds: float) -> None:
+    if verbose:
+        for name, failure in result["failures"].items():
+            print(f"{name}: {failure['with_reference'] or failure['without_reference']}")
+    for kind, row in result["kinds"].items():
+        print(f"{kind:18} {row['passed_without_reference']:5} {row['passed']:5} of {row['cases']}")
+    print(
+        f"without the reference step {result['passed_without_reference']}, with it "
+        f"{result['passed']}, of {result['cases']} cases ({seconds:.0f} s)"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
