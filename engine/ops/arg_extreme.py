@@ -30,6 +30,8 @@ class ArgExtreme(Operator):
         shape = tensor(data, "data").shape
         if shape is None:
             return [TensorType(DType.INT64, None)]
+        if not shape:
+            return [TensorType(DType.INT64, ())]
         axis = normalize_axis(self.axis, len(shape))
         kept = (1,) if self.keepdims else ()
         return [TensorType(DType.INT64, (*shape[:axis], *kept, *shape[axis + 1 :]))]
