@@ -9,10 +9,11 @@ from engine.errors import PlanCorruptError
 from engine.ir.sizes import evaluate, symbols
 from engine.ir.types import TensorType
 from engine.ops.control import BatchedScan, ControlOperator, If, Loop
-from engine.plan.expressions import LARGEST, interval
+from engine.plan.expressions import LARGEST, LARGEST_PRODUCT, interval
 from engine.plan.fields import brief, refuse
 from engine.plan.guards import hold
 from engine.plan.operators import read_operator
+from engine.plan.recipes import check_recipe
 from engine.plan.slots import Storage, check_slots, is_fixed, slot_symbols
 from engine.plan.structure import ChooseStep, Guard, HostStep, KernelStep, Program, Step, Weight
 from engine.plan.symbols import Points, check_symbols
@@ -50,8 +51,12 @@ def check_program(program: Program) -> None:
     weights = {weight.name: weight for weight in program.weights}
     if len(weights) != len(program.weights):
         refuse("program.weights", "two weights have the same name")
+    for index, weight in enumerate(program.weights):
+        check_recipe(weight.recipe, len(weight.sources), f"program.weights[{index}].recipe")
     try:
         _check(program, "program", weights, top=True)
+    except KeyError as error:
+        raise PlanCorruptError(f"the plan uses the undeclared symbol {error}") from None
     except (OverflowError, RecursionError, MemoryError, ZeroDivisionError) as error:
         raise PlanCorruptError(f"the plan's sizes cannot be computed: {error}") from None
 
@@ -176,8 +181,8 @@ def _kernel_step(step: KernelStep, where: str, state: _State) -> None:
         _write(state, slot, f"{where}.operands", "kernel")
     for index, size in enumerate(step.sizes):
         _need(state, symbols(size), f"{where}.sizes[{index}]")
-        if interval(size, state.storage.ranges)[1] > LARGEST:
-            refuse(f"{where}.sizes[{index}]", "the size may pass 2**48")
+        if interval(size, state.storage.ranges)[1] > LARGEST_PRODUCT:
+            refuse(f"{where}.sizes[{index}]", "the size may pass 2**62")
     for point in state.points:
         _kernel_at(step, where, state, point)
 
@@ -193,6 +198,8 @@ def _kernel_at(step: KernelStep, where: str, state: _State, point: Mapping[str, 
     if not used <= point.keys():
         return
     sizes = [evaluate(size, point) for size in step.sizes]
+    if max(sizes, default=0) > LARGEST:
+        return  # no machine holds what an open profile allows; binding to such sizes refuses
     try:
         kernel.named(sizes)
         extents = kernel.extents(sizes)

@@ -164,8 +164,6 @@ def _weight(value: Any, where: str) -> Weight:
     )
     if len(weight.shape) > MAX_RANK or math.prod(weight.shape) * weight.dtype.nbytes > LARGEST:
         refuse(f"{where}.shape", "the weight is greater than 2**48 bytes")
-    if weight.dtype is DType.STRING:
-        refuse(f"{where}.dtype", "strings cannot be weights; a Constant step holds them")
     return weight
 
 

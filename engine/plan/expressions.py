@@ -9,10 +9,12 @@ from typing import Any
 from engine.ir.sizes import Dim, Size, dim_from_json
 from engine.plan.fields import brief, refuse
 
-__all__ = ["Range", "LARGEST", "interval", "read_dim"]
+__all__ = ["Range", "LARGEST", "LARGEST_PRODUCT", "interval", "read_dim"]
 
-#: No size, offset or number of bytes in a plan may pass this.
+#: No number in a plan, and no size that is bound, may pass this.
 LARGEST = 1 << 48
+#: What sizes may grow to at the greatest shapes, where several axes without a profile multiply.
+LARGEST_PRODUCT = 1 << 62
 MAX_NODES = 512
 MAX_DEPTH = 32
 MAX_TERMS = 256

@@ -39,6 +39,8 @@ def apply(recipe: Sequence[RecipeStep], sources: Sequence[Array]) -> Array:
     Raises PlanCorruptError for a recipe that is none, ValueError when the sources do not fit it.
     """
     check_recipe(recipe, len(sources), "recipe")
+    if not sources and not recipe:
+        raise ValueError("a recipe without sources and steps makes nothing")
     values = [np.asarray(source) for source in sources]
     for step in recipe:
         function = FUNCTIONS[step.function].run
@@ -50,8 +52,8 @@ def check_recipe(recipe: Sequence[RecipeStep], sources: int, where: str) -> None
     """Refuse, with PlanCorruptError, steps that take values which do not exist yet."""
     if len(recipe) > MAX_STEPS:
         refuse(where, f"found {len(recipe)} steps, expected at most {MAX_STEPS}")
-    if not recipe and sources != 1:
-        refuse(where, f"a recipe without steps has one source, found {sources}")
+    if not recipe and sources > 1:
+        refuse(where, f"a recipe without steps has one source at most, found {sources}")
     for index, step in enumerate(recipe):
         at = f"{where}[{index}]"
         if step.function not in FUNCTIONS:

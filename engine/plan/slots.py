@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from engine.ir.sizes import Size, evaluate, symbols
 from engine.ir.types import DType, TensorType, UnknownSize
-from engine.plan.expressions import LARGEST, Range, interval
+from engine.plan.expressions import LARGEST_PRODUCT, Range, interval
 from engine.plan.fields import brief, refuse
 from engine.plan.structure import Program, Slot, Weight
 from engine.plan.symbols import Points, ranges
@@ -72,10 +72,10 @@ def check_slots(
             refuse(f"{at}.alias", f"there is no slot {slot.alias}")
         if slot.alias is None and slot.offset != 0:
             refuse(f"{at}.offset", "a slot that is no view has an offset")
-        if slot.place in ("arena", "weight") and not is_fixed(slot):
-            refuse(at, f"{slot.type} is no tensor of known size")
         if slot.place == "weight":
             _weight(slot, at, weights)
+        elif slot.place == "arena" and not is_fixed(slot):
+            refuse(at, f"{slot.type} is no tensor of known size")
         _size(slot, at, bounds, points, top=top)
     roots = _roots(program, where)
     for index, slot in enumerate(program.slots):
@@ -121,8 +121,8 @@ def _size(
                 refuse(f"{where}.type", f"axis {axis} is negative at {dict(point)}")
     if math.isinf(nbytes) and (slot.place in ("arena", "weight") or slot.alias is not None):
         refuse(f"{where}.type", "the greatest size has no bound")
-    if nbytes > LARGEST and not math.isinf(nbytes):
-        refuse(f"{where}.type", "the greatest size passes 2**48 bytes")
+    if nbytes > LARGEST_PRODUCT and not math.isinf(nbytes):
+        refuse(f"{where}.type", "the greatest size passes 2**62 bytes")
 
 
 def _roots(program: Program, where: str) -> tuple[int, ...]:

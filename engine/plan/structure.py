@@ -39,8 +39,8 @@ class Symbol:
     """A named size.
 
     ``source`` is ``("input", input name, axis)`` for one read off the shape of an input, or
-    ``("data",)`` for one that a host step declares. The greatest value of a data symbol, and of a symbol of a
-    body, may be an expression over symbols listed before it, or None for no bound.
+    ``("data",)`` for one that a host step declares. The greatest value of a data symbol, and of a
+    symbol of a body, may be an expression over symbols listed before it, or None for no bound.
     """
 
     name: str
