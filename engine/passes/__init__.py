@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from engine.fusions import apply_fusions
 from engine.ir.graph import Graph
 from engine.ir.infer import infer
 from engine.ir.verify import verify
+from engine.passes.choose_layout import choose_layout, read_planar_inputs
 from engine.passes.fold_constants import fold_constants
 from engine.passes.make_views import make_views
 from engine.passes.merge_equal import merge_equal
+from engine.passes.move_transposes import move_transposes
 from engine.passes.remove_dead import remove_dead
 from engine.passes.remove_identity import remove_identity
 
@@ -51,3 +54,38 @@ def canonicalise(graph: Graph, *, checked: bool = False) -> None:
 def run_pipeline(graph: Graph, *, checked: bool = False) -> None:
     """Everything between reading a model and lowering it."""
     canonicalise(graph, checked=checked)
+    for step in PIPELINE:
+        step(graph)
+        if checked:
+            verify(graph)
+
+
+def _until_settled(step: Pass) -> Pass:
+    def repeat(graph: Graph) -> bool:
+        changed = False
+        for _ in range(_MAX_ROUNDS * 10):
+            if not step(graph):
+                break
+            changed = True
+        return changed
+
+    return repeat
+
+
+def _fuse(stage: str) -> Pass:
+    return lambda graph: apply_fusions(graph, stage)
+
+
+#: What follows the canonical form, in order.
+PIPELINE: tuple[Pass, ...] = (
+    _fuse("canonical"),
+    remove_dead,
+    choose_layout,
+    _until_settled(move_transposes),
+    make_views,
+    remove_identity,
+    remove_dead,
+    read_planar_inputs,
+    _fuse("layout"),
+    remove_dead,
+)
