@@ -55,27 +55,27 @@ def attempt(implementation: Any, case: backend_cases.Case, *, reference: bool) -
         ):
             warnings.simplefilter("ignore")
             plan = implementation.build(case.model(), target="cpu", level=0, reference=reference)
-            plan.save(Path(folder) / "case.engine")
-            network = implementation.load(Path(folder) / "case.engine", compile="wait")
+            path = Path(folder) / "case.engine"
+            plan.save(path)
+            network = implementation.load(path, compile="wait")
             for inputs, expected in case.data():
                 case.check(network(inputs), expected)
     except Exception as error:
-        return reason(error)
+        return reason(error).replace(os.path.basename(folder) + os.sep, "")
     return None
 
 
 def reason(error: BaseException) -> str:
-    """One line about an error: its class, its message, and the innermost line of our own code."""
+    """One line about an error: its class, its message, and the innermost line of the engine."""
     text = " ".join(str(error).split())[:300]
+    text = text.replace(tempfile.gettempdir() + os.sep, "")
     root = str(Path(__file__).parent.parent)
     ours = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename.startswith(root) and "/.venv/" not in frame.filename
+        if frame.filename.startswith(os.path.join(root, "engine"))
     ]
-    place = ""
-    if ours and ours[-1].filename != __file__:
-        place = f" ({Path(ours[-1].filename).relative_to(root)}:{ours[-1].lineno})"
+    place = f" ({os.path.relpath(ours[-1].filename, root)}:{ours[-1].lineno})" if ours else ""
     return f"{type(error).__name__}: {text}{place}"
 
 
