@@ -258,13 +258,12 @@ def bounds(value: Dim) -> tuple[int | None, int | None]:
 
 
 def _non_negative(monomial: Monomial) -> bool:
+    def certain(value: Dim) -> bool:
+        lower = bounds(value)[0]  # asked once: nested calls would double the work at every level
+        return lower is not None and lower >= 0
+
     return all(
-        isinstance(atom, str)
-        or (
-            ((bounds(atom.left)[0] or -1) >= 0 or bounds(atom.left)[0] == 0)
-            and ((bounds(atom.right)[0] or -1) >= 0 or bounds(atom.right)[0] == 0)
-        )
-        for atom in monomial
+        isinstance(atom, str) or (certain(atom.left) and certain(atom.right)) for atom in monomial
     )
 
 
