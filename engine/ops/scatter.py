@@ -43,6 +43,17 @@ def _same_dtype(data: Operand, updates: Operand) -> list[TensorType]:
     return [given]
 
 
+def _infer_elements(
+    data: Operand, indices: Operand, updates: Operand, axis: int
+) -> list[TensorType]:
+    given, places = tensor(data, "data"), tensor(indices, "indices")
+    if given.shape is not None:
+        normalize_axis(axis, len(given.shape))
+        if places.shape is not None and len(places.shape) != len(given.shape):
+            raise ValueError(f"indices have rank {places.rank}, expected {given.rank}")
+    return _same_dtype(data, updates)
+
+
 @register("ScatterElements", since=11)
 @dataclass(frozen=True, slots=True)
 class ScatterElements(Operator):
@@ -54,12 +65,7 @@ class ScatterElements(Operator):
 
     def infer(self, data: Operand, indices: Operand, updates: Operand, /) -> list[TensorType]:
         """The type of the data."""
-        given, places = tensor(data, "data"), tensor(indices, "indices")
-        if given.shape is not None:
-            normalize_axis(self.axis, len(given.shape))
-            if places.shape is not None and len(places.shape) != len(given.shape):
-                raise ValueError(f"indices have rank {places.rank}, expected {given.rank}")
-        return _same_dtype(data, updates)
+        return _infer_elements(data, indices, updates, self.axis)
 
     def meaning(self, data: Array, indices: Array, updates: Array, /) -> Array:
         """Assignment (the last one wins), or NumPy's unbuffered ``ufunc.at``."""
@@ -69,8 +75,20 @@ class ScatterElements(Operator):
 
 @register("Scatter", since=9)
 @dataclass(frozen=True, slots=True)
-class Scatter(ScatterElements):
+class Scatter(Operator):
     """The former name of ScatterElements, without a reduction."""
+
+    symbolic = True
+    axis: int = 0
+
+    def infer(self, data: Operand, indices: Operand, updates: Operand, /) -> list[TensorType]:
+        """The type of the data."""
+        return _infer_elements(data, indices, updates, self.axis)
+
+    def meaning(self, data: Array, indices: Array, updates: Array, /) -> Array:
+        """Assignment; the last one wins."""
+        index = element_index(indices, normalize_axis(self.axis, data.ndim))
+        return _write(data, index, updates, "none")
 
 
 @register("ScatterND", since=11)
