@@ -96,7 +96,8 @@ class Submissions:
             if is_terminal(build.state):
                 raise StateError(f"build {build.id} is {build.state} already")
             live = rows.builds.submissions(build.id, live_only=True)
-            chosen = [item for item in live if item.id == words] or live
+            is_one = any(item.id == words for item in rows.builds.submissions(build.id))
+            chosen = [item for item in live if item.id == words or not is_one]
             for submission in chosen:
                 rows.builds.cancel_submission(submission.id, at=at)
             if len(chosen) < len(live):
