@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine.ir.graph import Graph, Node, Value
@@ -25,20 +25,27 @@ from engine.plan.structure import HostStep, KernelStep, Layer, Program, Slot, St
 __all__ = ["PackedWeight", "ProgramBuilder", "stored_type"]
 
 
-def stored_type(kind: Type) -> Type:
-    """The type as a plan writes it: sizes that only a run tells are marked unknown."""
+def stored_type(kind: Type, known: frozenset[str] | None = None) -> Type:
+    """The type as a plan writes it: sizes that only a run tells are marked unknown.
+
+    With ``known``, so are sizes that depend on other symbols: a body has no names for the sizes of
+    what surrounds it.
+    """
     if isinstance(kind, TensorType) and kind.shape is not None:
         return TensorType(
             kind.dtype,
             tuple(
-                UnknownSize() if any(n.startswith("?") for n in symbols(dim)) else dim  # type: ignore[misc]
+                UnknownSize()  # type: ignore[misc]
+                if any(n.startswith("?") for n in symbols(dim))
+                or (known is not None and not symbols(dim) <= known)
+                else dim
                 for dim in kind.shape
             ),
         )
     if isinstance(kind, SequenceType):
-        return SequenceType(stored_type(kind.element))
+        return SequenceType(stored_type(kind.element, known))
     if isinstance(kind, OptionalType):
-        return OptionalType(stored_type(kind.element))
+        return OptionalType(stored_type(kind.element, known))
     return kind
 
 
@@ -177,9 +184,13 @@ class ProgramBuilder:
         """The program; slots that nothing touches are kept, they cost nothing."""
         inputs = tuple(self._slot_of[id(value)] for value in self.graph.inputs)
         outputs = tuple(i for i, slot in enumerate(self.slots) if slot.place == "output")
+        known = frozenset(item.name for item in self.symbols)
         return Program(
             symbols=tuple(self.symbols),
-            slots=tuple(self.slots),
+            slots=tuple(
+                slot if slot.place == "arena" else replace(slot, type=stored_type(slot.type, known))
+                for slot in self.slots
+            ),
             inputs=inputs,
             outputs=outputs,
             kernels=tuple(self.kernels),
