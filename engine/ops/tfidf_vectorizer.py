@@ -19,8 +19,8 @@ __all__ = ["TfIdfVectorizer"]
 class TfIdfVectorizer(Operator):
     """How often each n-gram of a pool occurs: (C) to (columns), (N, C) to (N, columns), float32.
 
-    The items of an n-gram lie 1, 2, ... ``max_skip_count`` + 1 places apart. A weight belongs to a
-    column of the output, as in onnx's reference and in ONNX Runtime.
+    The items of an n-gram lie 1, 2, ... ``max_skip_count`` + 1 places apart. The i-th n-gram of the
+    pool has the i-th weight and adds to column ``ngram_indexes[i]``.
     """
 
     max_gram_length: int
@@ -49,16 +49,19 @@ class TfIdfVectorizer(Operator):
         if x.ndim > 2:
             raise ValueError(f"the input has shape {x.shape}, expected (C,) or (N, C)")
         rows = x.reshape(1, -1) if x.ndim < 2 else x
-        column = self._columns()
-        counts = np.zeros((len(rows), self.columns), np.float32)
+        numbers = self._numbers()
+        counts = np.zeros((len(rows), len(self.ngram_indexes)), np.float32)
         for count, row in zip(counts, rows.tolist(), strict=True):
             for gram in self._grams(row):
-                if gram in column:
-                    count[column[gram]] += 1
-        return self._weighted(counts).reshape((*x.shape[:-1], self.columns))
+                if gram in numbers:
+                    count[numbers[gram]] += 1
+        result = np.zeros((len(rows), self.columns), np.float32)
+        for column, weighted in zip(self.ngram_indexes, self._weighted(counts).T, strict=True):
+            result[:, column] += weighted
+        return result.reshape((*x.shape[:-1], self.columns))
 
-    def _columns(self) -> dict[tuple[Any, ...], int]:
-        """The column of each n-gram that is looked for."""
+    def _numbers(self) -> dict[tuple[Any, ...], int]:
+        """The number in the pool of each n-gram that is looked for."""
         pool: tuple[Any, ...] = self.pool_strings or self.pool_int64s
         ends = [*self.ngram_counts[1:], len(pool)]
         result: dict[tuple[Any, ...], int] = {}
@@ -66,7 +69,7 @@ class TfIdfVectorizer(Operator):
         for size, (start, end) in enumerate(zip(self.ngram_counts, ends, strict=True), 1):
             for place in range(start, end - size + 1, size):
                 if self.min_gram_length <= size <= self.max_gram_length:
-                    result[pool[place : place + size]] = self.ngram_indexes[number]
+                    result[pool[place : place + size]] = number
                 number += 1
         return result
 
@@ -78,15 +81,13 @@ class TfIdfVectorizer(Operator):
                     yield tuple(row[start : start + (size - 1) * step + 1 : step])
 
     def _weighted(self, counts: Array) -> Array:
-        weights: Any = 1
-        if self.weights:
-            if len(self.weights) != self.columns:
-                raise ValueError(f"{len(self.weights)} weights for {self.columns} columns")
-            weights = np.array(self.weights, np.float32)
+        weights = np.array(self.weights or (1.0,), np.float32)
+        if len(weights) not in (1, counts.shape[1]):
+            raise ValueError(f"{len(weights)} weights for {counts.shape[1]} n-grams")
         if self.mode == "TF":
             return counts
         if self.mode == "IDF":
-            return (counts > 0) * np.float32(weights)
+            return np.asarray((counts > 0) * weights)
         if self.mode == "TFIDF":
-            return counts * np.float32(weights)
+            return np.asarray(counts * weights)
         raise ValueError(f"mode is {self.mode!r}, expected TF, IDF or TFIDF")

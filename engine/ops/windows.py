@@ -40,7 +40,7 @@ class CosineWindow(Operator):
             raise ValueError(f"the size of a window is {count}, expected at least 0")
         dtype = dtype_of_code(self.output_datatype).numpy
         period = count if self.periodic else count - 1
-        if period < 1:  # one point: the peak, as SciPy and PyTorch define it
+        if period < 1:  # a symmetric window of one point is its peak
             return np.ones(count, dtype)
         angle = 2 * np.pi * np.arange(count) / period
         terms = [factor * np.cos(n * angle) for n, factor in enumerate(self.coefficients)]
