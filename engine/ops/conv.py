@@ -13,7 +13,7 @@ import numpy as np
 from engine.ir.sizes import Dim
 from engine.ir.types import Array, DType, Operand, Shape, TensorType
 from engine.ops.operator import Operator, register, tensor
-from engine.ops.precision import widened
+from engine.ops.precision import rounded, widened
 from engine.ops.quantize import requantize
 from engine.ops.shapes import agree, unknown_shape
 from engine.ops.sliding import Windows, filled
@@ -174,7 +174,7 @@ class Conv(_Convolution):
         result = convolve(widened(x), widened(weight), self.windows(weight), self.group)
         if bias is not None:
             result += _per_channel(widened(bias), result.ndim)
-        return result.astype(x.dtype, copy=False)
+        return rounded(result, x)
 
 
 def _exact(x: Array, x_zero: Array | None, w: Array, w_zero: Array | None) -> tuple[Array, Array]:
@@ -183,9 +183,9 @@ def _exact(x: Array, x_zero: Array | None, w: Array, w_zero: Array | None) -> tu
     wide = np.float32 if narrow else np.float64
     left, right = x.astype(wide), w.astype(wide)
     if x_zero is not None:
-        left -= x_zero.astype(wide)
+        left = left - x_zero.astype(wide)
     if w_zero is not None:
-        right -= w_zero.astype(wide).reshape(-1, *(1,) * (w.ndim - 1))
+        right = np.subtract(right, w_zero.astype(wide).reshape(-1, *(1,) * (w.ndim - 1)))
     return left, right
 
 

@@ -14,7 +14,7 @@ from engine.ir.sizes import Dim
 from engine.ir.types import Array, DType, Operand, Shape, TensorType
 from engine.ops.contents import integers
 from engine.ops.operator import Operator, register, tensor
-from engine.ops.precision import widened
+from engine.ops.precision import rounded, widened
 from engine.ops.shapes import unknown_shape
 from engine.ops.sliding import Windows, filled
 
@@ -62,7 +62,7 @@ def pool_average(x: Array, windows: Windows, *, count_include_pad: bool) -> Arra
     for index in windows.offsets(counts):
         total += padded[index]
     covered = _covered(windows, x.shape[2:], counts, with_padding=count_include_pad)
-    return (total / covered.astype(total.dtype)).astype(x.dtype, copy=False)
+    return rounded(total / covered.astype(total.dtype), x)
 
 
 def pool_maximum(x: Array, windows: Windows) -> Array:
@@ -74,7 +74,7 @@ def pool_maximum(x: Array, windows: Windows) -> Array:
     result = np.full((*x.shape[:2], *counts), least, wide.dtype)
     for index in windows.offsets(counts):
         np.maximum(result, padded[index], out=result)
-    return result.astype(x.dtype, copy=False)
+    return rounded(result, x)
 
 
 def _maximum_with_places(x: Array, windows: Windows, storage_order: int) -> tuple[Array, Array]:
@@ -202,7 +202,7 @@ class LpPool2(_Pool):
         total = np.zeros((*x.shape[:2], *counts), powers.dtype)
         for index in windows.offsets(counts):
             total += powers[index]
-        return (total ** (1 / self.p)).astype(x.dtype, copy=False)
+        return rounded(total ** (1 / self.p), x)
 
 
 @register("LpPool", since=18)
@@ -239,7 +239,7 @@ class GlobalAveragePool(_GlobalPool):
     def meaning(self, x: Array, /) -> Array:
         """A mean in float32 or float64."""
         axes = tuple(range(2, x.ndim))
-        return np.mean(widened(x), axis=axes, keepdims=True).astype(x.dtype, copy=False)
+        return rounded(np.mean(widened(x), axis=axes, keepdims=True), x)
 
 
 @register("GlobalMaxPool", since=1)
@@ -250,7 +250,7 @@ class GlobalMaxPool(_GlobalPool):
     def meaning(self, x: Array, /) -> Array:
         """A maximum; NaN wins."""
         axes = tuple(range(2, x.ndim))
-        return np.max(widened(x), axis=axes, keepdims=True).astype(x.dtype, copy=False)
+        return rounded(np.max(widened(x), axis=axes, keepdims=True), x)
 
 
 @register("GlobalLpPool", since=2)
@@ -264,7 +264,7 @@ class GlobalLpPool(_GlobalPool):
         """(sum of |x| ** p) ** (1 / p)."""
         axes = tuple(range(2, x.ndim))
         total = np.sum(np.abs(widened(x)) ** self.p, axis=axes, keepdims=True)
-        return (total ** (1 / self.p)).astype(x.dtype, copy=False)
+        return rounded(total ** (1 / self.p), x)
 
 
 @register("MaxUnpool", since=9)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from engine.ir.types import Array, DType
 
-__all__ = ["is_narrow_float", "widened"]
+__all__ = ["is_narrow_float", "rounded", "widened"]
 
 
 def is_narrow_float(array: Array) -> bool:
@@ -17,3 +19,8 @@ def is_narrow_float(array: Array) -> bool:
 def widened(array: Array) -> Array:
     """The array in float32 when its floats have 16 bits or fewer, else itself."""
     return array.astype(np.float32) if is_narrow_float(array) else array
+
+
+def rounded(values: Any, like: Array) -> Array:
+    """A result computed in a wide type as an array of the type of ``like``."""
+    return np.asarray(values).astype(like.dtype, copy=False)

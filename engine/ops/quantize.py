@@ -72,7 +72,7 @@ def spread(parameter: Array, shape: tuple[int, ...], axis: int, block: int) -> A
 
 
 def _divide(x: Array, scale: Array, precision: DType | None) -> Array:
-    """x / scale, rounded to ``precision`` (by default the type of the scale)."""
+    """The quotient x / scale, rounded to ``precision`` (by default the type of the scale)."""
     if precision is None:
         precision = DType.of(scale.dtype)
         if precision is DType.FLOAT8E8M0:  # a bare power of two cannot hold a quotient
@@ -338,7 +338,7 @@ class DynamicQuantizeLinear(Operator):
         ]
 
     def meaning(self, x: Array, /) -> tuple[Array, ...]:
-        """scale = range / 255, 1 / 255 when the range is empty."""
+        """The scale is range / 255, or 1 / 255 when the range is empty."""
         least = np.minimum(x.min(initial=0), x.dtype.type(0))
         greatest = np.maximum(x.max(initial=0), x.dtype.type(0))
         width = x.dtype.type(1) if greatest == least else greatest - least
