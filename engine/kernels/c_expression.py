@@ -184,9 +184,7 @@ def print_statements(
     """
     names = {} if known is None else known
     lines: list[str] = []
-    for node in order(*roots):
-        if node in names:
-            continue
+    for node in order(*roots, known=names):
         if node.function == "constant":
             assert node.value is not None
             names[node] = print_number(node.value, node.dtype)

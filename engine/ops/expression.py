@@ -11,7 +11,7 @@ to integer saturate, arithmetic on floats below 32 bits is done in float32 and r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from threading import Lock
 from typing import Any
 from weakref import WeakValueDictionary
@@ -158,8 +158,11 @@ def call(function: str, *operands: Expression) -> Expression:
     return Expression(function, dtype, operands)
 
 
-def order(*roots: Expression) -> list[Expression]:
-    """All distinct nodes, operands before their users; the order depends on the structure only."""
+def order(*roots: Expression, known: Collection[Expression] = ()) -> list[Expression]:
+    """All distinct nodes, operands before their users; the order depends on the structure only.
+
+    Known nodes, and what only they need, are left out.
+    """
     found: dict[Expression, None] = {}
     for root in roots:
         stack = [(root, False)]
@@ -167,7 +170,7 @@ def order(*roots: Expression) -> list[Expression]:
             node, ready = stack.pop()
             if ready:
                 found.setdefault(node)
-            elif node not in found:
+            elif node not in found and node not in known:
                 stack.append((node, True))
                 stack.extend((item, False) for item in reversed(node.operands))
     return list(found)
