@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.ir.types import DType, Operand, TensorType
@@ -51,6 +51,7 @@ def test_what_cannot_be_said_is_refused_when_a_model_is_built(pattern: str) -> N
         operator.infer(Operand(TensorType(DType.STRING, (2,))))
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.text(max_size=12))
 def test_a_quoted_text_matches_itself_alone(text: str) -> None:
     operator: Any = find("", "RegexFullMatch", 20).from_attributes(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.ir.sizes import symbol
@@ -23,6 +23,7 @@ def tensors(count: int) -> list[np.ndarray[Any, Any]]:
     return [np.full((2, index + 1), index) for index in range(count)]
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.integers(1, 6), st.data())
 def test_insert_at_and_erase_are_those_of_lists(length: int, data: st.DataObject) -> None:
     given_list, new = tensors(length), np.zeros(1)
@@ -50,6 +51,7 @@ def test_a_position_outside_is_refused(place: int) -> None:
         op("SequenceAt").meaning(tensors(3), np.array(place))
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.integers(1, 4), st.integers(0, 7), st.integers(0, 2))
 def test_concatenating_undoes_splitting(part: int, size: int, axis: int) -> None:
     shape = [2, 3, 4]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.ir.sizes import symbol
@@ -25,6 +25,7 @@ def strings(*items: str) -> Any:
     return string_array(items, (len(items),))
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.lists(TEXT, max_size=5), TEXT)
 def test_concatenation_broadcasts(left: list[str], right: str) -> None:
     found = op("StringConcat").meaning(strings(*left), np.array(right, object))
@@ -37,6 +38,7 @@ def test_scalars_concatenate_to_a_scalar() -> None:
     assert (found.shape, found.item()) == ((), "ab")
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.lists(TEXT, max_size=5), st.sampled_from([None, "", ",", "ab"]), st.integers(0, 3))
 def test_joining_undoes_splitting(items: list[str], delimiter: str | None, most: int) -> None:
     x = strings(*items)
