@@ -10,6 +10,7 @@ import base64
 import binascii
 import json
 import os
+import secrets
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ class MachineKey:
             with suppress(FileNotFoundError):
                 return self._trusted(_load_private(path))
             made = Ed25519PrivateKey.generate()
-            aside = self._folder / f"machine.{os.getpid()}.pem"
+            aside = self._folder / f"machine.{secrets.token_hex(6)}.pem"
             write_whole(aside, [_private_pem(made)], mode=0o600)
             try:
                 # A link fails when the name exists: then another process was first.
