@@ -142,36 +142,33 @@ static void {name}_tile(int64_t rows, int64_t columns, const float *a, const flo
 
 
 def _print_store(name: str, tile: Tile, epilogue: Epilogue) -> str:
-    """The store of a register tile through the epilogue, and the struct that says where."""
-    fields, loads, names = [], [], ["c[j]"]
+    """The store of a register tile through the epilogue, and the struct that says where.
+
+    A tile cut by the last column goes through copies of full width, so that its loop is as wide.
+    """
+    fields, loads, buffers, refills, names = [], [], [], [], ["c[j]"]
     for position, kind in enumerate(epilogue.operands, 1):
         fields.append(f"  const float *e{position}; int64_t e{position}_row;")
-        step = "0" if kind in ("scalar", "row") else "column"
-        start = f"o->e{position} + (row + i) * o->e{position}_row + {step}"
+        wide = kind not in ("scalar", "row")
+        start = f"o->e{position} + (row + i) * o->e{position}_row" + (" + column" if wide else "")
         loads.append(f"    const float *e{position} = {start};")
-        names.append(f"e{position}[j]" if step == "column" else f"e{position}[0]")
+        names.append(f"e{position}[j]" if wide else f"e{position}[0]")
+        if wide:
+            buffers.append(f"float w{position}[{tile.columns}] = {{0}};")
+            refills.append(
+                f"ef_copy(w{position}, e{position}, columns); e{position} = w{position};"
+            )
     statements, value = print_epilogue(epilogue.expression, names)
-    declare, locate = "\n".join(fields), "\n".join(loads)
-    return f"""
-typedef struct {{
-  float *out; int64_t out_row;
-{declare}
-}} {name}_target;
-static inline __attribute__((always_inline)) void {name}_store_columns(
-    const float *c, int64_t rows, int64_t columns, const {name}_target *o, int64_t row,
-    int64_t column) {{
-  for (int64_t i = 0; i < rows; ++i, c += {tile.columns}) {{
-    float *out = o->out + (row + i) * o->out_row + column;
-{locate}
-#pragma GCC ivdep
-    for (int64_t j = 0; j < columns; ++j) {{ {statements} out[j] = {value}; }}
-  }}
-}}
-static void {name}_store(const float *c, int64_t rows, int64_t columns, const {name}_target *o,
-                         int64_t row, int64_t column) {{
-  if (columns == {tile.columns}) {name}_store_columns(c, rows, {tile.columns}, o, row, column);
-  else {name}_store_columns(c, rows, columns, o, row, column);
-}}"""
+    marks = {
+        "FIELDS": "\n".join(fields),
+        "LOADS": "\n".join(loads),
+        "BUFFERS": " ".join(buffers),
+        "REFILLS": " ".join(refills),
+        "VALUE": f"{statements} out[j] = {value};",
+        "NAME": name,
+        "COLUMNS": tile.columns,
+    }
+    return fill_in(_STORE, marks)
 
 
 def print_blocked(name: str, tile: Tile, epilogue: Epilogue, isa: Isa) -> str:
@@ -191,6 +188,7 @@ typedef float unaligned_vector
 #define STORE(p, v) (*(unaligned_vector *)(p) = (v))
 #define LEAST(x, y) ((x) < (y) ? (x) : (y))
 {PRELUDE}
+{fill_in(_COPY, {"WIDTH": isa.vector_floats})}
 {_print_tiles(name, tile, isa)}
 {_print_store(name, tile, epilogue)}
 static void {name}_block(const float *a, const float *b, int64_t panel_stride, int64_t rows,
@@ -206,6 +204,70 @@ static void {name}_block(const float *a, const float *b, int64_t panel_stride, i
     }}
   }}
 }}
+"""
+
+
+_STORE = r"""
+typedef struct {
+  float *out; int64_t out_row;
+@FIELDS@
+} @NAME@_target;
+static void @NAME@_store(const float *c, int64_t rows, int64_t columns, const @NAME@_target *o,
+                         int64_t row, int64_t column) {
+  if (columns == @COLUMNS@) {
+    for (int64_t i = 0; i < rows; ++i, c += @COLUMNS@) {
+      float *out = o->out + (row + i) * o->out_row + column;
+@LOADS@
+#pragma GCC ivdep
+      for (int64_t j = 0; j < @COLUMNS@; ++j) { @VALUE@ }
+    }
+    return;
+  }
+  float out[@COLUMNS@];
+  @BUFFERS@
+  for (int64_t i = 0; i < rows; ++i, c += @COLUMNS@) {
+@LOADS@
+    @REFILLS@
+#pragma GCC ivdep
+    for (int64_t j = 0; j < @COLUMNS@; ++j) { @VALUE@ }
+    ef_copy(o->out + (row + i) * o->out_row + column, out, columns);
+  }
+}"""
+
+# Copies and clears a few floats with vectors that may overlap, never beyond the count.
+_COPY = r"""
+typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
+typedef float eight __attribute__((vector_size(32), aligned(4), may_alias));
+static inline __attribute__((always_inline)) void ef_copy(float *to, const float *from,
+                                                          int64_t count) {
+  int64_t t = 0;
+  for (; t + @WIDTH@ <= count; t += @WIDTH@) STORE(to + t, LOAD(from + t));
+  if (t == count) return;
+  if (count >= @WIDTH@) STORE(to + count - @WIDTH@, LOAD(from + count - @WIDTH@));
+  else if (@WIDTH@ > 8 && count >= 8) {
+    const eight first = *(const eight *)from, last = *(const eight *)(from + count - 8);
+    *(eight *)to = first;
+    *(eight *)(to + count - 8) = last;
+  } else if (@WIDTH@ > 4 && count >= 4) {
+    four parts[3];
+    parts[0] = *(const four *)from;
+    parts[1] = *(const four *)(from + (count - 4) / 2);
+    parts[2] = *(const four *)(from + count - 4);
+    *(four *)to = parts[0];
+    *(four *)(to + (count - 4) / 2) = parts[1];
+    *(four *)(to + count - 4) = parts[2];
+  } else
+    for (; t < count; ++t) to[t] = from[t];
+}
+static inline void ef_clear(float *to, int64_t count) {
+  const vector zero = {0};
+  int64_t t = 0;
+  for (; t + @WIDTH@ <= count; t += @WIDTH@) STORE(to + t, zero);
+  if (t == count) return;
+  if (count >= @WIDTH@) STORE(to + count - @WIDTH@, zero);
+  else
+    for (; t < count; ++t) to[t] = 0;
+}
 """
 
 

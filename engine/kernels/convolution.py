@@ -135,7 +135,6 @@ class Convolution(Kernel):
             "COLUMNS": self.tile.columns,
             "DEPTH": self.tile.depth,
             "PITCH": self.tile.pitch,
-            "WIDTH": isa.vector_floats,
             "SUMS": sums,
             "PLACES": places,
             "OUTPUT": self.operand_count - 1,
@@ -230,19 +229,6 @@ def blocked_tile(pixels: int, outputs: int, rows: int, columns: int) -> Tile:
 
 _GATHER = r"""
 typedef struct { int64_t start; int32_t row, column; } @NAME@_place;
-
-static inline void @NAME@_copy(float *restrict to, const float *from, int64_t count) {
-  int64_t t = 0;
-  for (; t + @WIDTH@ <= count; t += @WIDTH@) STORE(to + t, LOAD(from + t));
-  if (t < count) {
-    if (count >= @WIDTH@) STORE(to + count - @WIDTH@, LOAD(from + count - @WIDTH@));
-    else for (; t < count; ++t) to[t] = from[t];
-  }
-}
-
-static inline void @NAME@_clear(float *restrict to, int64_t count) {
-  for (int64_t t = 0; t < count; ++t) to[t] = 0;
-}
 """
 
 _ITEMS = {
@@ -272,30 +258,30 @@ static void @NAME@_gather(const int64_t *size, const float *x, const @NAME@_plac
                           int64_t rows, int64_t at, int64_t depth, float *packed) {
 @SIZES@
   const int64_t run = kernel_width * inputs;
-  const int dense = x_channel == 1 && dilation_width * x_column == inputs;
+  const int dense = x_channel == 1 && dilation_width == 1 && x_column == inputs;
   for (int64_t done = 0; done < depth;) {
     int64_t tap = (at + done) / inputs, channel = (at + done) % inputs;
     int64_t take = LEAST(inputs - channel, depth - done);
     const int whole_run = dense && channel == 0 && tap % kernel_width == 0 && depth - done >= run;
     const int64_t r = tap / kernel_width * dilation_height, t = tap % kernel_width * dilation_width;
     const int64_t shift = r * x_row + t * x_column + channel * x_channel;
-    const int64_t last = (kernel_width - 1) * dilation_width;
     float *to = packed + done;
     if (whole_run) take = run;
     for (int64_t i = 0; i < rows; ++i, to += @PITCH@) {
       const int64_t row = places[i].row + r, column = places[i].column + t;
       const float *from = x + (places[i].start + shift);
-      if ((uint64_t)row >= (uint64_t)height) @NAME@_clear(to, take);
+      if ((uint64_t)row >= (uint64_t)height) ef_clear(to, take);
       else if (whole_run) {
-        if (column >= 0 && column + last < width) @NAME@_copy(to, from, run);
-        else
-          for (int64_t s = 0; s < kernel_width; ++s) {
-            if ((uint64_t)(column + s * dilation_width) >= (uint64_t)width)
-              @NAME@_clear(to + s * inputs, inputs);
-            else @NAME@_copy(to + s * inputs, from + s * inputs, inputs);
-          }
-      } else if ((uint64_t)column >= (uint64_t)width) @NAME@_clear(to, take);
-      else if (x_channel == 1) @NAME@_copy(to, from, take);
+        if (column >= 0 && column + kernel_width <= width) ef_copy(to, from, run);
+        else {
+          const int64_t before = column < 0 ? LEAST(-column, kernel_width) : 0;
+          const int64_t inside = LEAST(kernel_width, width - column);
+          ef_clear(to, run);
+          if (inside > before)
+            ef_copy(to + before * inputs, from + before * inputs, (inside - before) * inputs);
+        }
+      } else if ((uint64_t)column >= (uint64_t)width) ef_clear(to, take);
+      else if (x_channel == 1) ef_copy(to, from, take);
       else
         for (int64_t c = 0; c < take; ++c) to[c] = from[c * x_channel];
     }
