@@ -71,6 +71,7 @@ CODES_BY_CLASS: dict[str, ExitCode] = {
     "builtins.FileNotFoundError": ExitCode.NOT_FOUND,
     "builtins.PermissionError": ExitCode.PERMISSION,
     "builtins.KeyboardInterrupt": ExitCode.INTERRUPTED,
+    "click.exceptions.Abort": ExitCode.INTERRUPTED,
     "builtins.MemoryError": ExitCode.INFRASTRUCTURE,
     "builtins.OSError": ExitCode.INFRASTRUCTURE,
 }

@@ -40,8 +40,10 @@ def run_guarded(command: click.Command, arguments: Sequence[str] | None) -> int:
         outcome = command.main(args=words, prog_name="enginefarm", standalone_mode=False)
     except click.exceptions.Exit as leaving:
         return leaving.exit_code
-    except click.Abort:
-        return _report(KeyboardInterrupt(), words)
+    except click.Abort as aborted:
+        # Click turns an interrupt into this; the interrupt itself may carry a sentence.
+        cause = aborted.__cause__
+        return _report(cause if isinstance(cause, KeyboardInterrupt) else aborted, words)
     except click.ClickException as problem:
         problem.show()
         return problem.exit_code
@@ -58,6 +60,8 @@ def sentence_of(error: BaseException) -> str:
     """One line that tells what an exception found, without class names or tracebacks."""
     if isinstance(error, KeyboardInterrupt):
         return str(error) or "interrupted"
+    if type(error).__name__ == "Abort":
+        return "aborted"
     if isinstance(error, OSError) and error.strerror:
         return _operating_system_sentence(error)
     text = " ".join(str(error).split())

@@ -73,10 +73,7 @@ class Waiter:
 
     def _turn(self, lock: FileLock) -> None:
         """Work when nobody else does; else look on for a moment."""
-        try:
-            with disk_errors(lock.lock_file):
-                lock.acquire(timeout=0)
-        except Timeout:
+        if not _is_acquired(lock):
             self._look_on()
             return
         try:
@@ -116,8 +113,20 @@ def take_back_from_the_dead(farm: Farm, build: Build) -> None:
     path = lock_path(farm.home, BuildSpec.from_json(build.spec))
     with disk_errors(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    if _is_acquired(lock):
         try:
-            with FileLock(path, timeout=0):
-                farm.desk.abandon(build.id)
+            farm.desk.abandon(build.id)
+        finally:
+            lock.release()
+
+
+def _is_acquired(lock: FileLock) -> bool:
+    """Take a lock if nobody holds it."""
+    with disk_errors(lock.lock_file):
+        # The time-out is an OSError too, but says nothing about the disk.
+        try:
+            lock.acquire(timeout=0)
         except Timeout:
-            return
+            return False
+    return True
