@@ -10,8 +10,11 @@ from engine.ir.infer import infer
 from engine.ir.verify import verify
 from engine.passes.choose_layout import choose_layout, read_planar_inputs
 from engine.passes.fold_constants import fold_constants
+from engine.passes.make_regions import make_regions
 from engine.passes.make_views import make_views
 from engine.passes.merge_equal import merge_equal
+from engine.passes.merge_pointwise import merge_pointwise
+from engine.passes.move_data import move_data
 from engine.passes.move_transposes import move_transposes
 from engine.passes.remove_dead import remove_dead
 from engine.passes.remove_identity import remove_identity
@@ -86,6 +89,9 @@ PIPELINE: tuple[Pass, ...] = (
     remove_identity,
     remove_dead,
     read_planar_inputs,
+    _until_settled(merge_pointwise),
     _fuse("layout"),
     remove_dead,
+    make_regions,
+    move_data,
 )

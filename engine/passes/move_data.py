@@ -1,0 +1,228 @@
+"""Operators that only move elements become regions of strided, gathered or bounded accesses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from engine.fusions.fusion import Match, replace
+from engine.ir.graph import Graph, Node, Value
+from engine.ir.sizes import Dim, product
+from engine.ir.types import DType, TensorType
+from engine.ops.channels_last import ChannelNorm, ChannelShuffle
+from engine.ops.expression import Expression, call, constant, load
+from engine.ops.region import Bound, Gather, Load, Region, Store
+from engine.passes.make_views import is_bound
+
+__all__ = ["contiguous", "move_data"]
+
+Shape = tuple[Dim, ...]
+MOST_AXES = 8
+
+
+def contiguous(shape: Sequence[Dim]) -> Shape:
+    """Element strides of a row-major tensor."""
+    strides: list[Dim] = []
+    step: Dim = 1
+    for size in reversed(shape):
+        strides.append(step)
+        step = step * size
+    return tuple(reversed(strides))
+
+
+def move_data(graph: Graph) -> bool:
+    """Rewrite what has a form below; the rest runs by its meaning."""
+    changed = False
+    for node in list(graph.nodes):
+        maker = _FORMS.get(node.kind)
+        if maker is None or not _fits(node):
+            continue
+        region = maker(node)
+        if region is not None:
+            inputs = _operands(node, len(region.operands))
+            replace(graph, Match(region, inputs, node.outputs[0], [node]))
+            changed = True
+    return changed
+
+
+def _fits(node: Node) -> bool:
+    values = [value for value in node.inputs if value is not None] + node.outputs
+    if len(node.outputs) != 1:
+        return False
+    return all(
+        isinstance(value.type, TensorType)
+        and is_bound(value.type)
+        and value.type.dtype is not DType.STRING
+        and not value.type.dtype.is_complex
+        and value.type.rank <= MOST_AXES
+        for value in values
+    )
+
+
+def _operands(node: Node, count: int) -> list[Value | None]:
+    """The inputs that the region reads: a gather reads its indices first."""
+    return node.inputs[1::-1] if node.kind == "Gather" else node.inputs[:count]
+
+
+def _single(x: Value, out: Shape, item: Load) -> Region | None:
+    """A region that copies one load to a new tensor."""
+    if not out:
+        return None
+    value = load(0, x.tensor.dtype)
+    return Region(out, (item,), (Store(value, 0, out, 0, contiguous(out)),), (x.tensor.dims,))
+
+
+def _first(node: Node) -> Value:
+    assert node.inputs[0] is not None
+    return node.inputs[0]
+
+
+def _transpose(node: Node) -> Region | None:
+    x = _first(node)
+    shape = x.tensor.dims
+    perm = getattr(node.op, "perm", None) or tuple(range(len(shape)))[::-1]
+    strides = contiguous(shape)
+    turned = tuple(strides[axis] for axis in perm)
+    return _single(x, node.outputs[0].tensor.dims, Load(0, x.tensor.dtype, 0, turned))
+
+
+def _expand(node: Node) -> Region | None:
+    x, out = _first(node), node.outputs[0].tensor.dims
+    shape = (1,) * (len(out) - len(x.tensor.dims)) + x.tensor.dims
+    if any(a != 1 and a != b for a, b in zip(shape, out)):
+        return None
+    strides = tuple(0 if size == 1 else step for size, step in zip(shape, contiguous(shape)))
+    return _single(x, out, Load(0, x.tensor.dtype, 0, strides))
+
+
+def _numbers(node: Node, index: int) -> list[int] | None:
+    value = node.inputs[index] if len(node.inputs) > index else None
+    if value is None or value.constant is None:
+        return None
+    return [int(item) for item in value.constant.reshape(-1)]
+
+
+def _slice(node: Node) -> Region | None:
+    """Starts and steps must be constants; starts from the end need a known size."""
+    x, out = _first(node), node.outputs[0].tensor.dims
+    starts, axes, steps = _numbers(node, 1), _numbers(node, 3), _numbers(node, 4)
+    if starts is None:
+        return None
+    rank = x.tensor.rank
+    axes = axes if axes is not None else list(range(len(starts)))
+    steps = steps if steps is not None else [1] * len(starts)
+    offset: Dim = 0
+    strides = list(contiguous(x.tensor.dims))
+    for start, axis, step in zip(starts, axes, steps):
+        size = x.tensor.dims[axis % rank]
+        if step < 1 or (not isinstance(size, int) and start != 0 and start < 0):
+            return None
+        first: Dim = start
+        if isinstance(size, int):
+            first = min(max(start + size if start < 0 else start, 0), size)
+        offset = offset + first * strides[axis % rank]
+        strides[axis % rank] = strides[axis % rank] * step
+    return _single(x, out, Load(0, x.tensor.dtype, offset, tuple(strides)))
+
+
+def _gather(node: Node) -> Region | None:
+    """Rows of a table by an index tensor."""
+    table, indices = node.inputs[0], node.inputs[1]
+    assert table is not None and indices is not None
+    if indices.tensor.dtype not in (DType.INT32, DType.INT64) or indices.constant is not None:
+        return None
+    shape, rank = table.tensor.dims, table.tensor.rank
+    axis = int(getattr(node.op, "axis", 0)) % rank
+    out = node.outputs[0].tensor.dims
+    count = indices.tensor.rank
+    if not out or len(out) > MOST_AXES:
+        return None
+    steps = contiguous(shape)
+    index_strides = (0,) * axis + contiguous(indices.tensor.dims) + (0,) * (rank - axis - 1)
+    table_strides = steps[:axis] + (0,) * count + steps[axis + 1 :]
+    loads = (
+        Load(0, indices.tensor.dtype, 0, index_strides),
+        Load(1, table.tensor.dtype, 0, table_strides, Gather(0, steps[axis], shape[axis])),
+    )
+    value = load(1, table.tensor.dtype)
+    store = Store(value, 0, out, 0, contiguous(out))
+    return Region(out, loads, (store,), (indices.tensor.dims, shape))
+
+
+def _channel_shuffle(node: Node) -> Region | None:
+    x, op = _first(node), node.op
+    assert isinstance(op, ChannelShuffle)
+    shape = x.tensor.dims
+    if op.axis != len(shape) - 1:
+        return None
+    each = shape[-1] // op.groups
+    space = (product(shape[:-1]), each, op.groups)
+    item = Load(0, x.tensor.dtype, 0, (shape[-1], 1, each))
+    store = Store(load(0, x.tensor.dtype), 0, shape, 0, contiguous(space))
+    return Region(space, (item,), (store,), (shape,))
+
+
+def _channel_norm(node: Node) -> Region | None:
+    """Local response normalisation: one bounded load per neighbour channel."""
+    x, op = _first(node), node.op
+    assert isinstance(op, ChannelNorm)
+    shape = x.tensor.dims
+    if x.tensor.dtype is not DType.FLOAT32 or op.size > 16:
+        return None
+    channels = shape[-1]
+    space = (product(shape[:-1]), channels)
+    loads = [Load(0, DType.FLOAT32, 0, (channels, 1))]
+    total: Expression | None = None
+    for place, shift in enumerate(range(-((op.size - 1) // 2), op.size // 2 + 1)):
+        # The load at shift s reads channel c + s, where that exists.
+        low, high, offset = max(-shift, 0), channels - max(shift, 0), max(shift, 0)
+        bound = Bound(1, low, high)
+        loads.append(Load(0, DType.FLOAT32, offset, (channels, 1), None, (bound,), 0.0))
+        item = load(place + 1, DType.FLOAT32)
+        square = call("multiply", item, item)
+        total = square if total is None else call("add", total, square)
+    assert total is not None
+    scaled = call("multiply", total, constant(op.alpha / op.size, DType.FLOAT32))
+    base = call("add", scaled, constant(op.bias, DType.FLOAT32))
+    power = _power(base, op.beta)
+    value = call("divide", load(0, DType.FLOAT32), power)
+    store = Store(value, 0, shape, 0, contiguous(space))
+    return Region(space, tuple(loads), (store,), (shape,))
+
+
+def _power(base: Expression, beta: float) -> Expression:
+    """Powers by quarters come from square roots, which are faster and exact to the last bit."""
+    if beta == 0.75:
+        root = call("sqrt", base)
+        return call("multiply", root, call("sqrt", root))
+    if beta == 0.5:
+        return call("sqrt", base)
+    return call("power", base, constant(beta, DType.FLOAT32))
+
+
+def _concat(node: Node) -> Region | None:
+    """Inputs of one size, each stored into its slice."""
+    values = [value for value in node.inputs if value is not None]
+    out = node.outputs[0].tensor.dims
+    axis = int(getattr(node.op, "axis", 0)) % max(len(out), 1)
+    sizes = {value.tensor.dims[axis] for value in values}
+    if len(sizes) != 1 or len(values) > 8 or len({id(v) for v in values}) != len(values):
+        return None
+    shape, dtype = values[0].tensor.dims, values[0].tensor.dtype
+    strides, steps = contiguous(out), contiguous(shape)
+    loads = tuple(Load(i, dtype, 0, steps) for i in range(len(values)))
+    stores = tuple(
+        Store(load(i, dtype), 0, out, strides[axis] * shape[axis] * i, strides)
+        for i in range(len(values))
+    )
+    return Region(shape, loads, stores, tuple(value.tensor.dims for value in values))
+
+
+_FORMS: dict[str, Callable[[Node], Region | None]] = {
+    "Transpose": _transpose,
+    "Expand": _expand,
+    "Slice": _slice,
+    "Gather": _gather,
+    "Concat": _concat,
+    "ChannelShuffle": _channel_shuffle,
+    "ChannelNorm": _channel_norm,
+}

@@ -1,0 +1,189 @@
+"""Which operators a region can hold, and what each is as expressions over one row.
+
+A row-wise operator has a space, the shape over which it runs; its inputs are full (they broadcast
+to the space) or hold one value per row. Results are expressions over the inputs' expressions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from engine.ir.graph import Node, Value
+from engine.ir.types import Dim, DType, TensorType
+from engine.ops.elementwise import ElementwiseOperator
+from engine.ops.expression import Expression, call, cast, constant, load, substitute
+from engine.passes.make_views import is_bound
+
+__all__ = ["RowForm", "row_form"]
+
+Shape = tuple[Dim, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RowForm:
+    """A node as a part of a region: its space, and its result from its inputs' expressions.
+
+    ``per_row`` says that the result is one value per row (the last axis has size 1 or is gone).
+    """
+
+    space: Shape
+    build: Callable[[Sequence[Expression | None]], Expression]
+    per_row: bool = False
+
+
+def row_form(node: Node) -> RowForm | None:
+    """How a region computes this node, or None."""
+    values = [value for value in node.inputs if value is not None]
+    if not node.outputs or not values or not all(_computable(v) for v in [*values, *node.outputs]):
+        return None
+    if any(output.uses for output in node.outputs[1:]):
+        return None
+    maker = _FORMS.get(node.kind)
+    if isinstance(node.op, ElementwiseOperator):
+        return _elementwise(node)
+    return maker(node) if maker is not None else None
+
+
+def _computable(value: Value) -> bool:
+    kind = value.type
+    if not isinstance(kind, TensorType) or not is_bound(kind):
+        return False
+    return kind.dtype.is_float or kind.dtype.is_integer or kind.dtype is DType.BOOL
+
+
+def _elementwise(node: Node) -> RowForm | None:
+    shape = node.outputs[0].tensor.dims
+    op = node.op
+    assert isinstance(op, ElementwiseOperator)
+    if not shape:
+        return None
+    dtypes = [None if value is None else value.tensor.dtype for value in node.inputs]
+
+    def build(operands: Sequence[Expression | None]) -> Expression:
+        formal = [None if d is None else load(i, d) for i, d in enumerate(dtypes)]
+        body = op.expression(*formal)
+        return substitute(body, {i: e for i, e in enumerate(operands) if e is not None})
+
+    return RowForm(shape, build)
+
+
+def _space(node: Node) -> Shape:
+    assert node.inputs[0] is not None
+    return node.inputs[0].tensor.dims
+
+
+def _last_only(node: Node, axes: Sequence[int] | None) -> bool:
+    rank = len(_space(node))
+    return axes is not None and [a % rank for a in axes] == [rank - 1] if rank else False
+
+
+def _axes(node: Node) -> list[int] | None:
+    axes = getattr(node.op, "axes", None)
+    if axes is not None:
+        return list(axes)
+    if len(node.inputs) > 1 and node.inputs[1] is not None:
+        given = node.inputs[1].constant
+        return None if given is None else [int(a) for a in given.reshape(-1)]
+    return None
+
+
+def wide(operand: Expression) -> Expression:
+    """Floats below 32 bits are reduced in float32."""
+    narrow = operand.dtype.is_float and operand.dtype.nbytes < 4
+    return cast(operand, DType.FLOAT32) if narrow else operand
+
+
+def _reduction(node: Node) -> RowForm | None:
+    space = _space(node)
+    kind = node.kind.removeprefix("Reduce")
+    source = node.inputs[0]
+    assert source is not None
+    if not _last_only(node, _axes(node)) or not source.tensor.dtype.is_float:
+        return None
+    count = space[-1]
+    if kind == "Mean" and not isinstance(count, int):
+        return None
+    function = {"Max": "row_max", "Min": "row_min", "Prod": "row_prod"}.get(kind, "row_sum")
+
+    def build(operands: Sequence[Expression | None]) -> Expression:
+        (x, *_) = operands
+        assert x is not None
+        item = wide(x)
+        if kind in ("SumSquare", "L2"):
+            item = call("multiply", item, item)
+        if kind == "L1":
+            item = call("abs", item)
+        total = call(function, item)
+        if kind == "Mean" and isinstance(count, int):
+            total = call("divide", total, constant(count, total.dtype))
+        if kind == "L2":
+            total = call("sqrt", total)
+        return cast(total, x.dtype)
+
+    return RowForm(space, build, per_row=True)
+
+
+def _softmax(node: Node) -> RowForm | None:
+    space = _space(node)
+    if not space or getattr(node.op, "axis", -1) % len(space) != len(space) - 1:
+        return None
+    logarithm = node.kind == "LogSoftmax"
+
+    def build(operands: Sequence[Expression | None]) -> Expression:
+        (x, *_) = operands
+        assert x is not None
+        item = wide(x)
+        shifted = call("subtract", item, call("row_max", item))
+        powers = call("exp", shifted)
+        total = call("row_sum", powers)
+        if logarithm:
+            return cast(call("subtract", shifted, call("log", total)), x.dtype)
+        return cast(call("divide", powers, total), x.dtype)
+
+    return RowForm(space, build)
+
+
+def _normalization(node: Node) -> RowForm | None:
+    """LayerNormalization and RMSNormalization over the last axis."""
+    space = _space(node)
+    count = space[-1] if space else 0
+    if getattr(node.op, "axis", -1) % max(len(space), 1) != len(space) - 1:
+        return None
+    if not isinstance(count, int) or count == 0:
+        return None
+    epsilon = float(getattr(node.op, "epsilon", 1e-5))
+    centred = node.kind == "LayerNormalization"
+
+    def mean(item: Expression) -> Expression:
+        assert isinstance(count, int)
+        return call("divide", call("row_sum", item), constant(count, item.dtype))
+
+    def build(operands: Sequence[Expression | None]) -> Expression:
+        x, scale, shift = (*operands, None, None)[:3]
+        assert x is not None
+        item = wide(x)
+        if centred:
+            item = call("subtract", item, mean(item))
+        variance = mean(call("multiply", item, item))
+        root = call("sqrt", call("add", variance, constant(epsilon, item.dtype)))
+        result = cast(call("divide", item, root), x.dtype)
+        if scale is not None:
+            result = call("multiply", result, cast(scale, result.dtype))
+        if shift is not None:
+            result = call("add", result, cast(shift, result.dtype))
+        return cast(result, x.dtype)
+
+    return RowForm(space, build)
+
+
+_FORMS: dict[str, Callable[[Node], RowForm | None]] = {
+    "Softmax": _softmax,
+    "LogSoftmax": _softmax,
+    "LayerNormalization": _normalization,
+    "RMSNormalization": _normalization,
+    **{
+        f"Reduce{kind}": _reduction
+        for kind in ("Sum", "Mean", "Max", "Min", "Prod", "SumSquare", "L1", "L2")
+    },
+}
