@@ -147,9 +147,16 @@ def _follow_content(node: Node) -> None:
         isinstance(item, (int, np.integer, Size, bool, np.bool_)) for item in result.reshape(-1)
     ):
         first.content = np.array(
-            [item if isinstance(item, Size) else int(item) for item in result.reshape(-1)] + [None],
+            [_plain(item) for item in result.reshape(-1)] + [None],
             object,
         )[:-1].reshape(result.shape)
+
+
+def _plain(item: Any) -> Any:
+    """A size, a condition or a number as Python holds it."""
+    if isinstance(item, (Size, bool)):
+        return item
+    return bool(item) if isinstance(item, np.bool_) else int(item)
 
 
 def _shape_content(node: Node, output: Value) -> None:

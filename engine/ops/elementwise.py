@@ -18,7 +18,7 @@ from engine.ops.conversions import is_narrow
 from engine.ops.expression import Expression, cast, constant, evaluate, load
 from engine.ops.operator import Operator, register, tensor
 from engine.ops.shapes import broadcast
-from engine.ops.symbolic import evaluate_sizes, holds_sizes
+from engine.ops.symbolic import evaluate_sizes, holds_conditions, holds_sizes
 
 __all__ = ["ElementwiseOperator", "Formula", "define", "number"]
 
@@ -91,8 +91,10 @@ class ElementwiseOperator(Operator):
 
 def _size_dtype(array: Array | None) -> DType | None:
     """The element type of an operand in shape arithmetic, where every integer counts as int64."""
-    if array is None or array.dtype == np.bool_:
-        return None if array is None else DType.BOOL
+    if array is None:
+        return None
+    if holds_conditions(array):
+        return DType.BOOL
     dtype = DType.INT64 if array.dtype.kind in "Oiu" else DType.of(array.dtype)
     if dtype is not DType.INT64:
         raise ValueError(f"shape arithmetic is undecided for {dtype.value}")

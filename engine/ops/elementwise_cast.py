@@ -14,7 +14,7 @@ from engine.ops.dtype_codes import dtype_of_code
 from engine.ops.elementwise import ElementwiseOperator
 from engine.ops.expression import Expression, cast, load
 from engine.ops.operator import register, tensor
-from engine.ops.symbolic import evaluate_sizes, holds_sizes
+from engine.ops.symbolic import evaluate_sizes, holds_conditions, holds_sizes
 
 __all__ = ["convert_any"]
 
@@ -101,7 +101,8 @@ class _Conversion(ElementwiseOperator):
     def _convert(self, x: Any, dtype: DType) -> Array:
         array = np.asarray(x)
         if dtype is not DType.STRING and holds_sizes(array):
-            return evaluate_sizes(cast(load(0, DType.INT64), dtype), [array])
+            source = DType.BOOL if holds_conditions(array) else DType.INT64
+            return evaluate_sizes(cast(load(0, source), dtype), [array])
         saturate, mode = self._options()
         return convert_any(array, dtype, saturate=saturate, round_mode=mode)
 

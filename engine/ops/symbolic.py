@@ -12,7 +12,7 @@ from engine.ir.sizes import Dim, Size, bounds, floordiv, maximum, minimum, modul
 from engine.ir.types import Array, DType
 from engine.ops.expression import Expression, order
 
-__all__ = ["evaluate_sizes", "holds_sizes"]
+__all__ = ["evaluate_sizes", "holds_conditions", "holds_sizes"]
 
 
 def holds_sizes(array: Array) -> bool:
@@ -20,6 +20,13 @@ def holds_sizes(array: Array) -> bool:
     return array.dtype == object and all(
         isinstance(item, (int, np.integer, Size)) for item in array.ravel()[:1]
     )
+
+
+def holds_conditions(array: Array) -> bool:
+    """Whether the elements are truth values, as a bool array or as objects."""
+    if array.dtype == object:
+        return array.size > 0 and all(isinstance(item, bool) for item in array.flat)
+    return bool(array.dtype == np.bool_)
 
 
 def _undecided(text: str) -> ValueError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from collections.abc import Sequence
@@ -128,9 +129,12 @@ def check(case: Case) -> None:
     """Assert that meaning and shape rule of the case's operator agree with the suite.
 
     The rule is asked with sizes as numbers and as symbols, with and without the values of the
-    inputs, and with unknown ranks.
+    inputs, with values that are symbols, and with unknown ranks.
     """
     operator = case.operator()
+    text = json.dumps(operator.attributes())
+    again = type(operator).from_attributes(json.loads(text))
+    assert json.dumps(again.attributes()) == text, "attributes change on their way through JSON"
     before = [np.array(i) if isinstance(i, np.ndarray) else None for i in case.inputs]
     result = operator.meaning(*case.inputs)
     for kept, value in zip(before, case.inputs, strict=True):
@@ -152,6 +156,7 @@ def check(case: Case) -> None:
     unknown = [operand(value, proto, shape=None) for value, proto in pairs]
     for kind, value in zip(operator.infer(*unknown), actual, strict=False):
         fits(kind, value, {}, "with inputs of unknown rank")
+    check_shape_arithmetic(case, operator, results)
 
 
 def check_rule(
@@ -177,6 +182,41 @@ def check_rule(
     for kind, found in zip(types, actual, strict=False):
         if found is not None:
             fits(kind, found, bindings, where)
+
+
+def check_shape_arithmetic(case: Case, operator: Operator, results: Sequence[Any]) -> None:
+    """Assert that the operator also works on sizes, where it says so."""
+    arrays = [value for value in case.inputs if value is not None]
+    integers = all(isinstance(v, np.ndarray) and v.dtype.kind in "iub" for v in arrays)
+    if operator.symbolic and integers and arrays and len(results) == 1:
+        objects = [None if value is None else value.astype(object) for value in case.inputs]
+        found = np.asarray(operator.meaning(*objects), object)
+        expected = results[0]
+        same(found.astype(expected.dtype), expected, rtol=0, atol=0, where="on sizes")
+    bindings: dict[str, int] = {}
+    operands: list[Operand | None] = []
+    for position, (value, proto) in enumerate(zip(case.inputs, case.input_types, strict=True)):
+        item = operand(value, proto, shape=shape_of(value))
+        if item is not None and position in operator.shape_inputs:
+            content = _symbols(value, f"c{position}", bindings)
+            kept = value if content is None and isinstance(value, np.ndarray) else None
+            item = Operand(item.type, kept, content)
+        operands.append(item)
+    for kind, value in zip(operator.infer(*operands), results, strict=False):
+        fits(kind, value, bindings, "values symbolic")
+
+
+def _symbols(value: Any, name: str, bindings: dict[str, int]) -> Any:
+    """A small integer tensor as symbols that stand for its elements; None when one is below 1."""
+    if not isinstance(value, np.ndarray) or value.dtype.kind != "i" or value.size > 16:
+        return None
+    if (value < 1).any():
+        return None
+    names = [f"{name}_{index}" for index in range(value.size)]
+    bindings.update(zip(names, value.ravel().tolist(), strict=True))
+    content = np.empty(value.size, object)
+    content[:] = [symbol(item) for item in names]
+    return content.reshape(value.shape)
 
 
 def shape_of(value: Any) -> tuple[int, ...] | None:

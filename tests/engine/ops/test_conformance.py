@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import traceback
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
 
-from engine.ops import known
+from engine.ir.types import TensorType
+from engine.ops import Operator, known
 from tests.engine.ops.conformance import Case, cases, check
 
 
@@ -39,3 +41,24 @@ def test_an_operator_passes_all_its_cases(key: tuple[str, str]) -> None:
     chosen = cases()[key]
     failures = [text for text in map(failure, chosen) if text]
     assert not failures, f"{len(failures)} of {len(chosen)} cases:\n  " + "\n  ".join(failures)
+
+
+def test_a_wrong_meaning_and_a_wrong_shape_rule_are_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = cases()["", "Concat"][0]
+    cls = type(case.operator())
+    assert failure(case) is None
+    with monkeypatch.context() as patch:
+        patch.setattr(cls, "meaning", lambda self, *inputs: np.concatenate(inputs)[:1])
+        assert failure(case) is not None
+    rule = cls.infer
+
+    def transposed(self: Operator, *operands: Any) -> Any:
+        (kind,) = rule(self, *operands)
+        return [TensorType(kind.dtype, None if kind.shape is None else (*kind.shape, 1))]
+
+    monkeypatch.setattr(cls, "infer", transposed)
+    text = failure(case)
+    assert text is not None
+    assert "inferred" in text
