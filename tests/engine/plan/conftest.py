@@ -97,7 +97,7 @@ def sample(scaling: type[Kernel]) -> Program:
         kernels=(),
         steps=(
             HostStep("copy", {}, (1,), (3,)),
-            HostStep("meaning", _operator("Add", 14), (2, 5), (4,)),
+            HostStep("meaning", _operator("Add", 7), (2, 5), (4,)),
         ),
         layers=(Layer("body", "host"),),
     )
@@ -123,7 +123,7 @@ def sample(scaling: type[Kernel]) -> Program:
             )
         ),
         KernelStep(0, ((3, 0), (1, 0), (4, 0)), (4 * n,), 0),
-        HostStep("meaning", _operator("NonZero", 13), (4,), (5,), (("found", 0, 1),), (), 1),
+        HostStep("meaning", _operator("NonZero", 9), (4,), (5,), (("found", 0, 1),), (), 1),
         HostStep(
             "meaning",
             _operator("Loop", 1, formal=3, output_count=1),

@@ -93,7 +93,7 @@ REFUSED: dict[str, tuple[Callable[[Any], None], str]] = {
     "expression that multiplies out": (edit("steps", 0, "sizes", 0, WIDE), "too"),
     "division by zero": (edit("steps", 0, "sizes", 0, ["floordiv", "n", 0]), "zero"),
     "division by what may be zero": (
-        edit("steps", 0, "sizes", 0, ["floordiv", "n", ["+", "n", -2]]),
+        edit("steps", 0, "sizes", 0, ["floordiv", "n", ["+", "n", -1]]),
         "computed",
     ),
     "arena of strings": (edit("slots", 2, "type", ["string", ["n", 4]]), "no tensor"),
