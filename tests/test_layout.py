@@ -29,6 +29,7 @@ TEXT = sorted(
 )
 # Folders in which one file is one addition, found by its folder. Operators have a test below.
 EXTENSIONS = ("engine/fusions", "engine/tactics", "engine/passes")
+INTERFACES = {"engine/fusions/fusion.py", "engine/tactics/tactic.py"}
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "manager", "base", "impl", "common", "misc"}
 UNFINISHED = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|XX" + r"X)\b")
 
@@ -64,7 +65,8 @@ def test_no_function_is_longer_than_the_limit() -> None:
 
 
 def test_every_module_says_what_it_holds() -> None:
-    silent = [named(path) for path in PYTHON if not ast.get_docstring(tree(path))]
+    sources = [path for path in PYTHON if not path.is_relative_to(ROOT / "tests")]
+    silent = [named(path) for path in sources if not ast.get_docstring(tree(path))]
     assert not silent, f"these have no docstring: {silent}"
 
 
@@ -106,7 +108,7 @@ def extension_files() -> list[str]:
         named(path)
         for folder in EXTENSIONS
         for path in sorted((ROOT / folder).glob("*.py"))
-        if path.stem != "__init__" and not path.stem.startswith("_")
+        if path.stem != "__init__" and named(path) not in INTERFACES
     ]
 
 
