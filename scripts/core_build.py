@@ -13,7 +13,7 @@ import engine
 
 
 def small_model(*, seed: int) -> onnx.ModelProto:
-    """A convolution, a rectifier, a mean and a matrix product over x: (batch, 3, 16, 16) float32."""
+    """A convolution, a rectifier, a mean and a product; x is (batch, 3, 16, 16) float32."""
     rng = np.random.default_rng(seed)
     weights = {
         "kernel": rng.standard_normal((8, 3, 3, 3)) / 5,
