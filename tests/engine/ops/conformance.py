@@ -93,15 +93,20 @@ def array(value: Any) -> Any:
 
 
 @cache
-def cases() -> dict[tuple[str, str], list[Case]]:
-    """All single-node cases without graphs as attributes, by domain and operator."""
+def suite(kind: str) -> list[Any]:
+    """The backend suite's test cases of a kind: "node" or "simple"."""
     from onnx.backend.test.loader import load_model_tests
 
-    result: dict[tuple[str, str], list[Case]] = {}
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        loaded = load_model_tests(kind="node")
-    for test in loaded:
+        return list(load_model_tests(kind=kind))
+
+
+@cache
+def cases() -> dict[tuple[str, str], list[Case]]:
+    """All single-node cases without graphs as attributes, by domain and operator."""
+    result: dict[tuple[str, str], list[Case]] = {}
+    for test in suite("node"):
         graph = test.model.graph
         if len(graph.node) != 1 or any(a.HasField("g") for a in graph.node[0].attribute):
             continue
