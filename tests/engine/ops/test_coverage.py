@@ -129,7 +129,7 @@ def check_default(attribute: Any, found: Any) -> None:
     if isinstance(expected, bytes):
         expected = expected.decode()
     if isinstance(expected, list):
-        expected = tuple(expected)
+        expected = tuple(v.decode() if isinstance(v, bytes) else v for v in expected)
     assert found is not MISSING, f"{attribute.name} has no default, expected {expected!r}"
     if isinstance(expected, float):
         assert np.float32(found) == np.float32(expected), attribute.name
