@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import OptionError
@@ -13,12 +13,10 @@ from engine.profile import AxisSpec, Profile, parse_shapes, profile_symbols
 from engine.target import describe
 
 if TYPE_CHECKING:
-
     from engine.tune.records import TimingRecord
 
-__all__ = ["BuildOptions", "Model", "build", "optimise", "read_model"]
+__all__ = ["BuildOptions", "assemble_plan", "build", "optimise", "read_model"]
 
-Model = "str | Path | bytes | onnx.ModelProto"
 #: Bumped whenever the same inputs give other plan bytes.
 CODEGEN = 1
 SOURCES = ("c", "numpy", "plugin")
@@ -33,7 +31,9 @@ class BuildOptions:
     level: int = 3
     tactics: tuple[str, ...] = SOURCES
     reference: bool = True
-    profile: Profile = Profile({}, {})
+    profile: Profile = field(default_factory=lambda: Profile({}, {}))
+    #: Choices that win ties: signature of a layer to tactic and choice.
+    lockfile: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.precision != "fp32":
@@ -83,7 +83,7 @@ def build(
     graph = optimise(read_model(model, options))
     known = list(records)
     known += tune_graph(graph, options, known)
-    return assemble(graph, options, known)
+    return assemble_plan(graph, options, known)
 
 
 def read_model(model: Any, options: BuildOptions) -> Graph:
@@ -105,7 +105,7 @@ def optimise(graph: Graph, *, checked: bool = False) -> Graph:
     return graph
 
 
-def assemble(graph: Graph, options: BuildOptions, records: Iterable[TimingRecord]) -> Plan:
+def assemble_plan(graph: Graph, options: BuildOptions, records: Iterable[TimingRecord]) -> Plan:
     """Choose a tactic for every layer from timing records alone, and lower to a plan."""
     from engine.lower.lowering import lower
     from engine.tune.choosing import choose

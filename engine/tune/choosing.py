@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine.ir.graph import Graph, Node
 from engine.plan.structure import Symbol
@@ -32,8 +33,8 @@ def choose(
 ) -> dict[str, tuple[Candidate, int]]:
     """The chosen candidate and its time in nanoseconds, by node name.
 
-    Among candidates tied with the fastest, the order in which tactics offer them decides. Without
-    records the first candidate is taken.
+    Among candidates tied with the fastest the lockfile's choice wins, then the order in which
+    tactics offer them. Without records the lockfile's choice is taken, else the first candidate.
     """
     table: dict[tuple[str, str, str], TimingRecord] = {}
     for record in records:
@@ -45,7 +46,7 @@ def choose(
     for node in graph.nodes:
         offered, _ = candidates(node, options.tactics, point)
         if offered:
-            choices[node.name] = _best(node, offered, table, point)
+            choices[node.name] = _best(node, offered, table, point, options.lockfile or {})
     return choices
 
 
@@ -54,9 +55,8 @@ def _best(
     offered: Sequence[Candidate],
     table: Mapping[tuple[str, str, str], TimingRecord],
     point: Mapping[str, int],
+    lockfile: Mapping[str, Any],
 ) -> tuple[Candidate, int]:
-    import json
-
     signature, _ = layer_signature(node, point)
     measured: list[tuple[Candidate, TimingRecord]] = []
     for candidate in offered:
@@ -64,10 +64,22 @@ def _best(
         record = table.get(key)
         if record is not None and record.status == "ok":
             measured.append((candidate, record))
+    locked = lockfile.get(signature)
     if not measured:
-        return offered[0], 0
+        return next((c for c in offered if _is_locked(c, locked)), offered[0]), 0
     fastest = min(record.time_ns for _, record in measured)
-    for candidate, record in measured:
-        if record.time_ns <= fastest * (1 + max(TIE_SHARE, 2 * record.spread)):
-            return candidate, int(record.time_ns)
-    raise AssertionError("the fastest candidate is tied with itself")
+    tied = [
+        (candidate, int(record.time_ns))
+        for candidate, record in measured
+        if record.time_ns <= fastest * (1 + max(TIE_SHARE, 2 * record.spread))
+    ]
+    return next((item for item in tied if _is_locked(item[0], locked)), tied[0])
+
+
+def _is_locked(candidate: Candidate, locked: Any) -> bool:
+    """Whether a lockfile names this candidate."""
+    return (
+        isinstance(locked, Mapping)
+        and locked.get("tactic") == candidate.tactic
+        and locked.get("choice") == dict(candidate.choice)
+    )

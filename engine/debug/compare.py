@@ -1,0 +1,98 @@
+"""Comparing what an engine computes with what its model means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from engine.ir.types import Array, DType, TensorType
+from engine.runtime.engine import Engine
+
+__all__ = ["Difference", "difference", "sample_feeds"]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How far one output is from what is expected.
+
+    ``error`` is the largest absolute difference in units of the expected output's spread (its
+    standard deviation); infinite where shapes, dtypes or not-a-numbers disagree.
+    """
+
+    name: str
+    error: float
+    largest: float
+    spread: float
+    note: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The difference as JSON."""
+        return {
+            "name": self.name,
+            "error": self.error,
+            "largest": self.largest,
+            "spread": self.spread,
+            "note": self.note,
+        }
+
+
+def difference(name: str, found: Any, expected: Any) -> Difference:
+    """Compare two values: tensors by numbers, everything else by equality."""
+    if isinstance(expected, (list, tuple)) and isinstance(found, (list, tuple)):
+        if len(found) != len(expected):
+            return Difference(name, float("inf"), 0.0, 0.0, "another number of elements")
+        worst = [difference(name, a, b) for a, b in zip(found, expected)]
+        return max(worst, key=lambda item: item.error, default=Difference(name, 0.0, 0.0, 0.0))
+    if not isinstance(expected, np.ndarray) or not isinstance(found, np.ndarray):
+        return Difference(name, 0.0 if found == expected else float("inf"), 0.0, 0.0)
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        note = f"{found.dtype}{list(found.shape)}, expected {expected.dtype}{list(expected.shape)}"
+        return Difference(name, float("inf"), 0.0, 0.0, note)
+    if expected.dtype.kind in "OUSb" or expected.size == 0:
+        same = bool(np.all(found == expected))
+        return Difference(name, 0.0 if same else float("inf"), 0.0, 0.0)
+    return _numeric(name, found, expected)
+
+
+def _numeric(name: str, found: Array, expected: Array) -> Difference:
+    kind = np.complex128 if expected.dtype.kind == "c" else np.float64
+    a, b = found.astype(kind), expected.astype(kind)
+    finite = np.isfinite(b)
+    if not np.array_equal(np.isnan(a), np.isnan(b)) or not np.array_equal(
+        a[~finite & ~np.isnan(b)], b[~finite & ~np.isnan(b)]
+    ):
+        return Difference(name, float("inf"), 0.0, 0.0, "infinities or not-a-numbers disagree")
+    if not finite.any():
+        return Difference(name, 0.0, 0.0, 0.0)
+    largest = float(np.abs(a[finite] - b[finite]).max())
+    spread = float(np.std(b[finite]))
+    scale = spread if spread > 0 else max(float(np.abs(b[finite]).max()), 1.0)
+    return Difference(name, largest / scale, largest, spread)
+
+
+def sample_feeds(engine: Engine, seed: int = 0) -> dict[str, Array]:
+    """Random inputs at the sizes for which an engine is tuned; integers are 0 or 1."""
+    from engine.ir.sizes import evaluate
+
+    generator = np.random.default_rng(seed)
+    point = {item.name: item.usual[0] for item in engine.program.symbols}
+    feeds = {}
+    for port in engine.inputs:
+        kind = port.type
+        if not isinstance(kind, TensorType) or kind.shape is None:
+            raise ValueError(f"there are no random values for input {port}")
+        shape = [evaluate(dim, point) for dim in kind.shape]
+        feeds[port.name] = random_values(generator, kind.dtype, shape)
+    return feeds
+
+
+def random_values(generator: np.random.Generator, dtype: DType, shape: Sequence[int]) -> Array:
+    """Standard normal floats, 0 or 1 for integers and booleans, one letter for strings."""
+    if dtype is DType.STRING:
+        return np.full(shape, "a", object)
+    if dtype.is_float or dtype.is_complex:
+        return generator.standard_normal(shape).astype(dtype.numpy)
+    return generator.integers(0, 2, shape).astype(dtype.numpy)

@@ -1,0 +1,202 @@
+"""A build in three steps that may run in different processes: prepare, tune, assemble; and verify.
+
+What passes between them is plain: paths, JSON, timing records as dictionaries. Reading and fusing a
+model is deterministic, so a step that needs the graph makes it anew from the model's file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.building import CODEGEN, BuildOptions, assemble_plan, optimise, read_model
+from engine.errors import KernelError
+from engine.ir.graph import Graph
+from engine.ir.text import graph_text
+from engine.profile import parse_shapes
+from engine.target import describe
+from engine.tune.records import TimingRecord
+
+__all__ = ["Prepared", "TuningTask", "assemble", "prepare", "target", "toolchain", "tune", "verify"]
+
+#: Largest error of an engine against its model's meaning, in units of the outputs' spread.
+TOLERANCE = 5e-3
+
+
+@dataclass(frozen=True, slots=True)
+class TuningTask:
+    """A layer to measure: its signature, and its name in the graph."""
+
+    signature: str
+    payload: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A model made ready: the digest of its normalised graph, what later steps need, the tasks."""
+
+    graph_digest: str
+    blob: bytes
+    tasks: tuple[TuningTask, ...]
+
+
+def target(name: str = "cpu") -> dict[str, Any]:
+    """The description of a target on this machine, as it enters a build key."""
+    return describe(name).to_json()
+
+
+def toolchain(name: str = "cpu") -> dict[str, Any]:
+    """What else a plan's bytes depend on."""
+    return {"codegen": CODEGEN}
+
+
+def read_options(options: Mapping[str, Any]) -> BuildOptions:
+    """Build options from their JSON form; OptionError names a wrong one."""
+    defaults = BuildOptions()
+    return BuildOptions(
+        target=str(options.get("target", defaults.target)),
+        precision=str(options.get("precision", defaults.precision)),
+        level=int(options.get("level", defaults.level)),
+        tactics=tuple(options.get("tactics", defaults.tactics)),
+        reference=bool(options.get("reference", defaults.reference)),
+        profile=parse_shapes(options.get("shapes")),
+        lockfile=options.get("lockfile"),
+    )
+
+
+def graph_digest(graph: Graph) -> str:
+    """The digest of a graph and its constants; equal for a model exported twice."""
+    digest = hashlib.sha256(graph_text(graph).encode())
+    for value in graph.constants():
+        array = value.constant
+        if array is None:
+            continue
+        if array.dtype == object:
+            digest.update(json.dumps(array.reshape(-1).tolist()).encode())
+        else:
+            flat = array.reshape(-1).view("u1") if array.size else array.reshape(-1)
+            for start in range(0, flat.nbytes, 1 << 26):
+                digest.update(flat[start : start + (1 << 26)].tobytes())
+    return digest.hexdigest()
+
+
+_LATEST: list[tuple[tuple[Any, ...], Graph]] = []
+
+
+def _graph(model: Path, options: Mapping[str, Any]) -> tuple[Graph, BuildOptions]:
+    """The optimised graph of a model; the latest one is kept for the next step."""
+    read = read_options(options)
+    status = model.stat()
+    text = json.dumps(dict(options), sort_keys=True, default=str)
+    key = (str(model), status.st_mtime_ns, status.st_size, text)
+    if not _LATEST or _LATEST[0][0] != key:
+        _LATEST[:] = [(key, optimise(read_model(model, read)))]
+    return _LATEST[0][1], read
+
+
+def prepare(model: str | Path, options: Mapping[str, Any]) -> Prepared:
+    """Read and fuse a model, and list the layers of which more than one candidate is offered."""
+    from engine.tune.tuning import tuning_tasks
+
+    path = Path(model).resolve()
+    if not path.is_file():
+        read_model(path, read_options(options))  # says what is wrong with it
+    graph, read = _graph(path, options)
+    tasks = tuple(
+        TuningTask(task.signature, {"node": task.node.name})
+        for task in tuning_tasks(graph, read, ())
+    )
+    blob = json.dumps({"model": str(path), "options": dict(options)}, sort_keys=True).encode()
+    return Prepared(graph_digest(graph), blob, tasks)
+
+
+def _reopen(prepared: str | Path) -> tuple[Graph, BuildOptions]:
+    fields = json.loads(Path(prepared).read_bytes())
+    return _graph(Path(fields["model"]), fields["options"])
+
+
+def tune(
+    prepared: str | Path,
+    tasks: Sequence[TuningTask],
+    known: Sequence[Mapping[str, Any]],
+    report: Callable[[dict[str, Any]], None],
+    should_stop: Callable[[], bool],
+) -> Iterator[dict[str, Any]]:
+    """Measure layers; yields timing records as dictionaries, ends early when told to stop."""
+    from engine.tune.tuning import measure_task, tuning_tasks
+
+    graph, options = _reopen(prepared)
+    records = [TimingRecord.from_json(item) for item in known]
+    wanted = {task.signature for task in tasks}
+    todo = [t for t in tuning_tasks(graph, options, records) if t.signature in wanted]
+    device = describe(options.target).to_json()
+    for index, task in enumerate(todo):
+        if should_stop():
+            return
+        report({"done": index, "total": len(todo), "layer": task.node.name})
+        for record in measure_task(task, device):
+            yield record.to_json()
+    report({"done": len(todo), "total": len(todo)})
+
+
+def assemble(
+    prepared: str | Path, records: Sequence[Mapping[str, Any]], output: str | Path
+) -> dict[str, Any]:
+    """Choose by the records, write the plan file, and report what is in it."""
+    graph, options = _reopen(prepared)
+    plan = assemble_plan(graph, options, [TimingRecord.from_json(item) for item in records])
+    plan.save(output)
+    program = plan.program
+    tactics: dict[str, int] = {}
+    for layer in program.layers:
+        tactics[layer.tactic] = tactics.get(layer.tactic, 0) + 1
+    return {
+        "layers": len(program.layers),
+        "tactics": dict(sorted(tactics.items())),
+        "kernels": len(program.kernels),
+        "weights_nbytes": sum(w.dtype.nbytes * _count(w.shape) for w in program.weights),
+        "requires": plan.requires,
+        "fusions": sum(1 for item in graph.decisions if item.made),
+    }
+
+
+def _count(shape: Sequence[int]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def verify(plan: str | Path, model: str | Path) -> dict[str, Any]:
+    """Load a plan in this process and compare it with its model's meaning on random inputs.
+
+    Raises KernelError when they differ by more than `TOLERANCE`. Models with random operators, or
+    with inputs for which there are no random values, are only loaded.
+    """
+    from engine.debug.compare import difference, sample_feeds
+    from engine.debug.interpret import interpret
+    from engine.loading import load
+    from engine.onnx_io import read
+
+    engine = load(plan, compile="wait")
+    graph = read(model)
+    if any(not node.op.deterministic for _, node in graph.walk()):
+        return {"compared": 0, "note": "the model has random operators"}
+    try:
+        feeds = sample_feeds(engine)
+    except ValueError as error:
+        return {"compared": 0, "note": str(error)}
+    expected = interpret(graph, feeds)
+    found = engine(feeds)
+    results = [difference(name, found[name], expected[name]) for name in engine.output_names]
+    for item in results:
+        if not item.error <= TOLERANCE:
+            raise KernelError(
+                f"output {item.name!r} of the built engine is off by {item.error:.3g} of its "
+                f"spread, more than {TOLERANCE:g} {item.note}"
+            )
+    return {"compared": len(results), "error": max((r.error for r in results), default=0.0)}
