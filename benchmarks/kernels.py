@@ -145,11 +145,15 @@ def candidates_of(layer: Layer) -> list[Kernel]:
     found: list[Kernel] = list(
         convolution.candidates(high * wide, layer.outputs // layer.groups, depth, epilogue=EPILOGUE)
     )
-    if layer.kernel == (3, 3) and layer.stride == (1, 1) and layer.groups == 1:
+    if layer.kernel == (3, 3) and layer.stride == (1, 1):
         for side in (4, 2):
             tiles = -(-high // side) * -(-wide // side)
             found += winograd.candidates(
-                tiles, layer.outputs, layer.inputs, outputs_per_side=side, epilogue=EPILOGUE
+                tiles,
+                layer.outputs // layer.groups,
+                layer.inputs // layer.groups,
+                outputs_per_side=side,
+                epilogue=EPILOGUE,
             )
     return found
 
@@ -217,12 +221,11 @@ class Problem:
         values.update(pad_top=layer.pads[0], pad_left=layer.pads[1], y_pixel=layer.outputs)
         row = layer.width * layer.inputs
         values.update(x_image=row * layer.height, x_row=row, x_column=layer.inputs)
-        if isinstance(kernel, winograd.Winograd):
-            values.update(inputs=layer.inputs, outputs=layer.outputs)
-            return list(values.values())
-        values.update(x_channel=1, groups=layer.groups)
+        values.update(groups=layer.groups)
         values.update(inputs=layer.inputs // layer.groups, outputs=layer.outputs // layer.groups)
-        values.update(kernel_height=layer.kernel[0], kernel_width=layer.kernel[1])
+        if isinstance(kernel, winograd.Winograd):
+            return list(values.values())
+        values.update(x_channel=1, kernel_height=layer.kernel[0], kernel_width=layer.kernel[1])
         values.update(stride_height=layer.stride[0], stride_width=layer.stride[1])
         values.update(dilation_height=1, dilation_width=1)
         return list(values.values())
@@ -231,9 +234,11 @@ class Problem:
         """The weight as the kernel reads it."""
         if isinstance(kernel, gemm.Gemm):
             return pack("columns", self.weight, [kernel.tile.columns])
+        assert isinstance(self.layer, Conv)
         if isinstance(kernel, winograd.Winograd):
-            return pack("winograd", self.weight, [kernel.tile.columns, kernel.outputs_per_side])
-        assert isinstance(kernel, convolution.Convolution) and isinstance(self.layer, Conv)
+            numbers = [kernel.tile.columns, kernel.outputs_per_side, self.layer.groups]
+            return pack("winograd", self.weight, numbers)
+        assert isinstance(kernel, convolution.Convolution)
         return pack("filters", self.weight, [kernel.tile.columns, self.layer.groups])
 
 

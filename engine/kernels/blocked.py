@@ -15,7 +15,16 @@ from engine.kernels.epilogue import Epilogue, print_epilogue
 from engine.kernels.isa import Isa
 from engine.kernels.kernel import take_integer
 
-__all__ = ["TILE_FIELDS", "Tile", "fill_in", "print_blocked", "print_sizes", "scratch_layout"]
+__all__ = [
+    "TILE_FIELDS",
+    "Tile",
+    "balanced_blocks",
+    "fill_in",
+    "print_blocked",
+    "print_sizes",
+    "ranked_shapes",
+    "scratch_layout",
+]
 
 PITCH_SLACK = 16
 TILE_FIELDS = ("rows", "columns", "depth", "row_tiles", "column_tiles")
@@ -78,6 +87,60 @@ def scratch_layout(tile: Tile, *, pack_columns: bool) -> tuple[int, int, int, in
     panels = sums + _line(tile.block_rows * tile.block_columns)
     end = panels + (_line(tile.depth * tile.block_columns) if pack_columns else 0)
     return sums, panels, end, end
+
+
+def _tile_cost(rows: int, vectors: int) -> int:
+    """Half cycles per step of the depth: two products or loads a cycle, at least 8 in flight."""
+    return max(rows * vectors, rows + vectors, 8)
+
+
+def product_cost(row_count: int, column_count: int, shape: tuple[int, int], isa: Isa) -> int:
+    """Half cycles per step of the depth for a product in register tiles of ``shape``."""
+    rows, columns = shape
+    width = isa.vector_floats
+    vectors = columns // width
+    rest = next((n for n in _row_variants(rows) if n >= row_count % rows), 0)
+    tail = -(-(column_count % columns) // width)
+    tail = (-(-vectors // 2) if tail <= -(-vectors // 2) else vectors) if tail else 0
+    cost = 0
+    for count, part in ((column_count // columns, vectors), (1, tail)):
+        if part:
+            full = row_count // rows * _tile_cost(rows, part)
+            cost += count * (full + (_tile_cost(rest, part) if row_count % rows else 0))
+    return cost
+
+
+_SHAPES = {
+    "avx512": ((12, 32), (14, 32), (6, 64), (8, 48), (8, 32), (4, 64), (14, 16), (2, 64), (1, 64)),
+    "avx2": ((6, 16), (5, 16), (4, 16), (2, 32), (1, 64)),
+    "neon": ((6, 16), (5, 16), (4, 16), (3, 32), (1, 64)),
+    "generic": ((3, 16), (2, 16), (1, 32)),
+}
+
+
+def ranked_shapes(row_count: int, column_count: int, isa: Isa) -> list[tuple[int, int]]:
+    """Register tiles (rows, columns) for a product of this size, the least wasteful first."""
+    return sorted(
+        _SHAPES[isa.name], key=lambda shape: product_cost(row_count, column_count, shape, isa)
+    )
+
+
+def balanced_blocks(
+    row_count: int, column_count: int, shape: tuple[int, int], *, most: tuple[int, int], items: int
+) -> tuple[int, int]:
+    """Register tiles per block: at most ``most``, equal blocks, ``items`` of them if possible."""
+    tiles = [-(-row_count // shape[0]), -(-column_count // shape[1])]
+    blocks = [-(-count // limit) for count, limit in zip(tiles, most, strict=True)]
+    while blocks[0] * blocks[1] < items:
+        sizes = [-(-count // parts) for count, parts in zip(tiles, blocks, strict=True)]
+        longer = 0 if sizes[0] * shape[0] > sizes[1] * shape[1] else 1
+        if sizes[longer] == 1:
+            longer = 1 - longer
+        if sizes[longer] == 1:
+            break
+        blocks[longer] += 1
+    rows, columns = (-(-count // parts) for count, parts in zip(tiles, blocks, strict=True))
+    return rows, columns
 
 
 def _line(floats: int) -> int:

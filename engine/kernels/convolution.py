@@ -17,9 +17,11 @@ import numpy as np
 from engine.kernels.blocked import (
     TILE_FIELDS,
     Tile,
+    balanced_blocks,
     fill_in,
     print_blocked,
     print_sizes,
+    ranked_shapes,
     scratch_layout,
 )
 from engine.kernels.epilogue import IDENTITY, Epilogue
@@ -207,24 +209,19 @@ def candidates(
 
     ``pixels`` over all images, ``outputs`` per group, ``depth`` = filter taps x inputs per group.
     """
-    isa = isa or detect()
-    if isa.name == "avx512":
-        shapes = [(14, 32), (12, 32), (8, 48), (6, 64)] if outputs > 16 else [(14, 16), (16, 16)]
-        shapes.sort(key=lambda shape: -(-pixels // shape[0]) * shape[0])
-    else:
-        shapes = [(6, 16), (4, 16), (4, 32)]
-    tiles = [blocked_tile(pixels, outputs, rows, columns) for rows, columns in shapes]
+    shapes = ranked_shapes(pixels, outputs, isa or detect())[:4]
+    tiles = [_blocked(pixels, outputs, shape) for shape in shapes]
     found = [Convolution(tile, epilogue) for tile in tiles]
     if depth * outputs * 4 > 1 << 20:
         found += [Convolution(tile, epilogue, "columns") for tile in tiles[:2]]
-    return found[:6]
+    return found
 
 
-def blocked_tile(pixels: int, outputs: int, rows: int, columns: int) -> Tile:
-    """A tile whose blocks fit the caches and leave enough items for two threads."""
-    column_tiles = min(8, -(-outputs // columns))
-    row_tiles = min(max(1, 112 // rows), -(-pixels // rows))
-    return Tile(rows, columns, 256, row_tiles, column_tiles)
+def _blocked(pixels: int, outputs: int, shape: tuple[int, int]) -> Tile:
+    """A tile whose blocks fit the caches and leave enough items for the threads."""
+    most = (min(64, 112 // shape[0]), 8)
+    row_tiles, column_tiles = balanced_blocks(pixels, outputs, shape, most=most, items=8)
+    return Tile(*shape, 256, row_tiles, column_tiles)
 
 
 _GATHER = r"""

@@ -16,9 +16,11 @@ import numpy as np
 from engine.kernels.blocked import (
     TILE_FIELDS,
     Tile,
+    balanced_blocks,
     fill_in,
     print_blocked,
     print_sizes,
+    ranked_shapes,
     scratch_layout,
 )
 from engine.kernels.epilogue import IDENTITY, Epilogue
@@ -211,27 +213,22 @@ def candidates(
 ) -> list[Gemm]:
     """Parameter sets worth measuring for a product of these sizes, the likeliest first."""
     isa = isa or detect()
-    tiles: list[Tile]
     if m <= 4:
         depth = 2048 if isa.name == "avx512" else 1024
         tiles = [Tile(m, columns, depth, 1, 2) for columns in (64, 32, 16)]
-    elif isa.name == "avx512":
-        shapes = [(14, 32), (12, 32), (8, 48), (6, 64)] if n > 16 else [(14, 16), (16, 16)]
-        shapes.sort(key=lambda shape: (-(-m // shape[0]) * shape[0]) * (-(-n // 16) * 16))
-        tiles = [_blocked(m, n, rows, columns) for rows, columns in shapes]
     else:
-        tiles = [_blocked(m, n, rows, columns) for rows, columns in ((6, 16), (4, 16), (4, 32))]
+        tiles = [_blocked(m, n, shape) for shape in ranked_shapes(m, n, isa)[:4]]
     found = [Gemm(tile, epilogue, packed) for tile in tiles]
     if k * n * 4 > 1 << 20 and m > 4:
         found += [Gemm(tile, epilogue, packed, "columns") for tile in tiles[:2]]
-    return found[:6]
+    return found
 
 
-def _blocked(m: int, n: int, rows: int, columns: int) -> Tile:
-    """A tile whose blocks fit the caches and leave enough items for two threads."""
-    row_tiles = min(max(1, 224 // rows), -(-m // rows))
-    column_tiles = min(4, -(-n // columns))
-    return Tile(rows, columns, 256, row_tiles, column_tiles)
+def _blocked(m: int, n: int, shape: tuple[int, int]) -> Tile:
+    """A tile whose blocks fit the caches and leave enough items for the threads."""
+    most = (min(64, 224 // shape[0]), 4)
+    row_tiles, column_tiles = balanced_blocks(m, n, shape, most=most, items=8)
+    return Tile(*shape, 256, row_tiles, column_tiles)
 
 
 _PACK_ROWS = r"""

@@ -81,24 +81,28 @@ def pack_filters(weight: Array, *arguments: int) -> Array:
 
 
 def pack_winograd(weight: Array, *arguments: int) -> Array:
-    """[N, C, 3, 3] to [t * t][ceil(N / width)][C][width] with t = outputs + 2.
+    """[N, C / groups, 3, 3] to [groups][t * t][ceil(N / groups / width)][C / groups][width].
 
-    The arguments are the width and the outputs per tile side, 2 or 4.
+    The arguments are the width, the outputs per tile side (2 or 4, t is 2 more) and the groups.
     """
-    width, outputs = arguments
+    width, side, groups = arguments
     _checked(weight, 4, width)
-    if weight.shape[2:] != (3, 3) or outputs not in TRANSFORMS:
-        raise ValueError(f"found filters {weight.shape[2:]} in tiles of {outputs}, expected 3 x 3")
-    matrix = TRANSFORMS[outputs].filters
-    points = np.einsum("ir,ncrs,js->ijcn", matrix, weight.astype(np.float64), matrix, optimize=True)
-    return pack_columns(points.astype(weight.dtype).reshape(-1, *points.shape[2:]), width)
+    outputs, inputs = weight.shape[:2]
+    if weight.shape[2:] != (3, 3) or side not in TRANSFORMS:
+        raise ValueError(f"found filters {weight.shape[2:]} in tiles of {side}, expected 3 x 3")
+    if groups < 1 or outputs % groups:
+        raise ValueError(f"found {groups} groups, expected a divisor of {outputs} channels")
+    matrix = np.kron(TRANSFORMS[side].filters, TRANSFORMS[side].filters).astype(weight.dtype)
+    taps = weight.reshape(groups, outputs // groups, inputs, 9).transpose(0, 3, 2, 1)
+    points = matrix @ taps.reshape(groups, 9, -1)
+    return pack_columns(points.reshape(groups, len(matrix), inputs, outputs // groups), width)
 
 
 RECIPES: Mapping[str, tuple[Recipe, int]] = {
     "columns": (pack_columns, 1),
     "rows": (pack_rows, 1),
     "filters": (pack_filters, 2),
-    "winograd": (pack_winograd, 2),
+    "winograd": (pack_winograd, 3),
 }
 
 

@@ -7,13 +7,22 @@ through the epilogue. Filters are transformed beforehand by recipe "winograd" of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import numpy as np
 
-from engine.kernels.blocked import TILE_FIELDS, Tile, fill_in, print_blocked, print_sizes
+from engine.kernels.blocked import (
+    TILE_FIELDS,
+    Tile,
+    balanced_blocks,
+    fill_in,
+    print_blocked,
+    print_sizes,
+    ranked_shapes,
+)
 from engine.kernels.epilogue import IDENTITY, Epilogue
 from engine.kernels.isa import Isa, detect
 from engine.kernels.kernel import Array, Kernel, refuse_others, register, take_integer, window
@@ -23,7 +32,7 @@ from engine.kernels.transforms import TRANSFORMS, print_transform
 __all__ = ["Winograd", "candidates"]
 
 _SIZES = (
-    *("images", "height", "width", "inputs", "outputs", "out_height", "out_width"),
+    *("images", "height", "width", "groups", "inputs", "outputs", "out_height", "out_width"),
     *("pad_top", "pad_left", "x_image", "x_row", "x_column", "y_pixel"),
 )
 _SLACK = 16
@@ -81,22 +90,24 @@ class Winograd(Kernel):
         return s["images"] * -(-s["out_height"] // side) * -(-s["out_width"] // side)
 
     def items(self, sizes: Sequence[int]) -> int:
-        """Blocks of tiles and channels."""
+        """Blocks of tiles and channels of all groups."""
         s = self.named(sizes)
         rows = -(-self._tiles(s) // self.tile.block_rows)
-        return rows * -(-s["outputs"] // self.tile.block_columns)
+        return s["groups"] * rows * -(-s["outputs"] // self.tile.block_columns)
 
     def extents(self, sizes: Sequence[int]) -> tuple[int, ...]:
         """Reach of every operand in elements."""
         s = self.named(sizes)
-        pixels, channels = s["images"] * s["out_height"] * s["out_width"], s["outputs"]
+        pixels = s["images"] * s["out_height"] * s["out_width"]
+        channels = s["groups"] * s["outputs"]
         if not pixels or not channels:
             return (0,) * self.operand_count
         x = 0
         if s["inputs"] and s["height"] and s["width"]:
             last = (s["images"] - 1) * s["x_image"] + (s["height"] - 1) * s["x_row"]
-            x = last + (s["width"] - 1) * s["x_column"] + s["inputs"]
-        filters = self._points * packed_columns_size(s["inputs"], channels, self.tile.columns)
+            x = last + (s["width"] - 1) * s["x_column"] + s["groups"] * s["inputs"]
+        panels = packed_columns_size(s["inputs"], s["outputs"], self.tile.columns)
+        filters = s["groups"] * self._points * panels
         extra = []
         for i, kind in enumerate(self.epilogue.operands, 1):
             walk = (pixels - 1) * s[f"e{i}_pixel"] if kind in ("row", "full") else 0
@@ -123,6 +134,7 @@ class Winograd(Kernel):
         """Operations of the products and roughly of the transforms; every operand moved once."""
         s = self.named(sizes)
         tiles, points = float(self._tiles(s)), self._points
+        tiles *= s["groups"]
         products = 2.0 * tiles * points * s["inputs"] * s["outputs"]
         transforms = 6.0 * tiles * points * (s["inputs"] + s["outputs"])
         return products + transforms, 4.0 * sum(self.extents(sizes))
@@ -165,9 +177,9 @@ class Winograd(Kernel):
 
     def _print_target(self) -> str:
         """The initialiser of the store's struct: where each operand's column begins."""
-        lines = ["y + column, y_pixel"]
+        lines = ["y + g * outputs + column, y_pixel"]
         for i, kind in enumerate(self.epilogue.operands, 1):
-            wide = " + column" if kind in ("column", "full") else ""
+            wide = " + g * outputs + column" if kind in ("column", "full") else ""
             stride = f"e{i}_pixel" if kind in ("row", "full") else "0"
             lines.append(f"(const float *)pointer[{i + 1}]{wide}, {stride}")
         return ",\n      ".join(lines)
@@ -175,11 +187,12 @@ class Winograd(Kernel):
     def twin(self, operands: Sequence[Array], sizes: Sequence[int]) -> None:
         """The same transforms and one BLAS product per point, image by image."""
         s = self.named(sizes)
-        outputs, high, wide = s["outputs"], s["out_height"], s["out_width"]
-        if 0 in (s["images"], outputs, high, wide):
+        outputs = s["groups"] * s["outputs"]
+        pixels = s["images"] * s["out_height"] * s["out_width"]
+        if not outputs or not pixels:
             return
-        pixels = s["images"] * high * wide
-        sums = self._twin_sums(operands, s).reshape(pixels, outputs)
+        groups = [self._twin_sums(operands, s, group) for group in range(s["groups"])]
+        sums = np.concatenate(groups, axis=3).reshape(pixels, outputs)
         values = [sums]
         for i, kind in enumerate(self.epilogue.operands, 1):
             stride = s[f"e{i}_pixel"] if kind in ("row", "full") else 0
@@ -188,15 +201,16 @@ class Winograd(Kernel):
         y = window(operands[-1], (pixels, outputs), (s["y_pixel"], 1))
         y[...] = self.epilogue.evaluate(values)
 
-    def _twin_sums(self, operands: Sequence[Array], s: Mapping[str, int]) -> Array:
-        """The convolution [images, out_height, out_width, outputs] without the epilogue."""
+    def _twin_sums(self, operands: Sequence[Array], s: Mapping[str, int], group: int) -> Array:
+        """One group's convolution [images, out_height, out_width, outputs] without the epilogue."""
         side, inputs, outputs = self.outputs_per_side, s["inputs"], s["outputs"]
         images, high, wide = s["images"], s["out_height"], s["out_width"]
         down, across = -(-high // side), -(-wide // side)
         if 0 in (inputs, s["height"], s["width"]):
             return np.zeros((images, high, wide, outputs), np.float32)
         shape = (images, s["height"], s["width"], inputs)
-        x = window(operands[0], shape, (s["x_image"], s["x_row"], s["x_column"], 1))
+        strides = (s["x_image"], s["x_row"], s["x_column"], 1)
+        x = window(operands[0], shape, strides, offset=group * inputs)
         top, left = s["pad_top"], s["pad_left"]
         padded = np.zeros((images, down * side + 2, across * side + 2, inputs), np.float32)
         used = x[:, : max(0, padded.shape[1] - top), : max(0, padded.shape[2] - left)]
@@ -208,7 +222,8 @@ class Winograd(Kernel):
         points = np.einsum("ir,ntucrs,js->ijntuc", matrix, patches, matrix, optimize=True)
         panels = -(-outputs // self.tile.columns)
         layout = (self._points, panels, inputs, self.tile.columns)
-        filters = operands[1][: np.prod(layout, dtype=np.int64)].reshape(layout)
+        count = math.prod(layout)
+        filters = operands[1][group * count : (group + 1) * count].reshape(layout)
         products = np.matmul(points.reshape(self._points, 1, -1, inputs), filters)
         joined = np.moveaxis(products, 1, 2).reshape(side + 2, side + 2, images, down, across, -1)
         back = transform.outputs.astype(np.float32)
@@ -227,23 +242,17 @@ def candidates(
     isa: Isa | None = None,
 ) -> list[Winograd]:
     """Parameter sets worth measuring for so many tiles of an image, the likeliest first."""
-    isa = isa or detect()
-    if isa.name == "avx512":
-        shapes = [(14, 32), (12, 32), (8, 48)] if outputs > 16 else [(14, 16)]
-    else:
-        shapes = [(6, 16), (4, 16)]
-    depth = min(256, -(-inputs // 16) * 16)
-    found = []
-    for rows, columns in shapes:
+    depth = next((size for size in (32, 64, 128) if inputs <= size), 256)
+    found: list[Winograd] = []
+    for shape in ranked_shapes(tiles, outputs, isa or detect())[:3]:
         for nbytes in (1 << 19, 3 << 20):
-            fitting = nbytes // (4 * (outputs_per_side + 2) ** 2 * (inputs + 16) * rows)
-            row_tiles = max(1, min(fitting, -(-tiles // rows), 16))
-            column_tiles = min(4 if tiles <= 2 * rows * row_tiles else 8, -(-outputs // columns))
-            tile = Tile(rows, columns, depth, row_tiles, column_tiles)
-            kernel = Winograd(tile, outputs_per_side, epilogue)
+            bytes_per_row = 4 * (outputs_per_side + 2) ** 2 * (inputs + 16)
+            most = (max(1, min(nbytes // (bytes_per_row * shape[0]), 16)), 8)
+            blocks = balanced_blocks(tiles, outputs, shape, most=most, items=4)
+            kernel = Winograd(Tile(*shape, depth, *blocks), outputs_per_side, epilogue)
             if kernel not in found:
                 found.append(kernel)
-    return found[:6]
+    return found
 
 
 _TRANSFORMS = r"""
@@ -331,25 +340,28 @@ void @NAME@(void *const *pointer, const int64_t *size, int64_t begin, int64_t en
   memset(zeros, 0, (size_t)inputs * 4);
   const int64_t column_blocks = (outputs + @BLOCK_COLUMNS@ - 1) / @BLOCK_COLUMNS@;
   const int64_t point_size = (outputs + @COLUMNS@ - 1) / @COLUMNS@ * @COLUMNS@ * inputs;
-  int64_t transformed_row = -1;
+  const int64_t blocks = (tiles + @BLOCK_ROWS@ - 1) / @BLOCK_ROWS@ * column_blocks;
+  int64_t transformed_row = -1, transformed_group = -1;
   for (int64_t rest = begin; rest < end; ++rest) {
-    const int64_t row = rest / column_blocks * @BLOCK_ROWS@;
+    const int64_t g = rest / blocks;
+    const int64_t row = rest % blocks / column_blocks * @BLOCK_ROWS@;
     const int64_t column = rest % column_blocks * @BLOCK_COLUMNS@;
     const int64_t rows = LEAST(@BLOCK_ROWS@, tiles - row);
     const int64_t columns = LEAST(@BLOCK_COLUMNS@, outputs - column);
     const @NAME@_target target = {
       @TARGET@};
-    if (transformed_row != row)
-      @NAME@_inputs(size, x, row, rows, zeros, transformed, stride);
+    if (transformed_row != row || transformed_group != g)
+      @NAME@_inputs(size, x + g * inputs, row, rows, zeros, transformed, stride);
     transformed_row = row;
+    transformed_group = g;
+    const float *points = filters + g * @POINTS@ * point_size + column * inputs;
     for (int64_t point = 0; point < @POINTS@; ++point) {
       int64_t at = 0;
       do {
         const int64_t depth = LEAST(@DEPTH@, inputs - at);
         const float *a = transformed + point * stride + at / @DEPTH@ * @BLOCK_ROWS@ * @PITCH@;
-        @NAME@_block(a, filters + point * point_size + column * inputs + at * @COLUMNS@,
-                     inputs * @COLUMNS@, rows, columns, depth, sums + point * @SUM_STRIDE@,
-                     at == 0, 0, 0, &target);
+        @NAME@_block(a, points + point * point_size + at * @COLUMNS@, inputs * @COLUMNS@, rows,
+                     columns, depth, sums + point * @SUM_STRIDE@, at == 0, 0, 0, &target);
         at += depth;
       } while (at < inputs);
     }

@@ -121,8 +121,10 @@ class CWinograd:
         assert isinstance(op, FusedConv) and weight is not None
         if weight.tensor.dims[2:] != (3, 3):
             return Refusal(self.name, "the filter is not 3x3")
-        if op.strides != (1, 1) or op.dilations != (1, 1) or op.group != 1:
-            return Refusal(self.name, "stride, dilation or group is not 1")
+        if op.strides != (1, 1) or op.dilations != (1, 1):
+            return Refusal(self.name, "stride or dilation is not 1")
+        if weight.tensor.dims[1] == 1:
+            return Refusal(self.name, "one input channel per group leaves no products to save")
         if op.input_layout != "NHWC":
             return Refusal(self.name, "the input is not NHWC")
         images, height, width, outputs = node.outputs[0].tensor.dims
@@ -131,7 +133,7 @@ class CWinograd:
             tiles = evaluate(images * ceildiv(height, side) * ceildiv(width, side), point)
             offered += winograd.candidates(
                 tiles,
-                evaluate(outputs, point),
+                evaluate(outputs, point) // op.group,
                 int(weight.tensor.dims[1]),  # type: ignore[arg-type]
                 outputs_per_side=side,
                 epilogue=Epilogue(op.epilogue, op.kinds),
@@ -151,18 +153,20 @@ def emit_winograd(builder: ProgramBuilder, node: Node, layer: int, kernel: Winog
     assert isinstance(op, FusedConv) and source is not None and filters is not None
     outputs, inputs, _, _ = (int(d) for d in filters.tensor.dims)  # type: ignore[arg-type]
     width, side = kernel.tile.columns, kernel.outputs_per_side
-    elements = (side + 2) ** 2 * packed_columns_size(inputs, outputs, width)
+    columns = outputs // op.group
+    elements = op.group * (side + 2) ** 2 * packed_columns_size(inputs, columns, width)
     weight = builder.weight(
         filters,
-        [RecipeStep("pack", (0,), {"name": "winograd", "numbers": [width, side]})],
+        [RecipeStep("pack", (0,), {"name": "winograd", "numbers": [width, side, op.group]})],
         TensorType(DType.FLOAT32, (elements,)),
     )
     operands, pixels = operands_and_pixels(builder, node, weight)
     images, height, breadth, _ = op.image(source.tensor.dims)
     _, out_height, out_width, _ = node.outputs[0].tensor.dims
     x_image, x_row, x_column, _ = input_strides(op, source.tensor.dims)
-    sizes: list[Dim] = [images, height, breadth, inputs, outputs, out_height, out_width]
-    sizes += [op.pads[0], op.pads[1], x_image, x_row, x_column, outputs, *pixels]
+    sizes: list[Dim] = [images, height, breadth, op.group, inputs, columns]
+    sizes += [out_height, out_width, op.pads[0], op.pads[1]]
+    sizes += [x_image, x_row, x_column, outputs, *pixels]
     builder.kernel(kernel, operands, sizes, layer)
 
 

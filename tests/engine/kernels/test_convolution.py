@@ -104,7 +104,7 @@ def test_any_convolution_equals_the_textbook_and_its_twin(check, normal, data):
 @given(st.data())
 def test_any_winograd_convolution_equals_the_textbook_and_its_twin(check, normal, data):
     draw = data.draw
-    inputs, outputs = draw(st.integers(1, 37)), draw(st.integers(1, 40))
+    groups, inputs, outputs = (draw(st.integers(1, top)) for top in (2, 37, 40))
     pads = tuple(draw(st.integers(0, 2)) for _ in range(4))
     height, width, images = (
         draw(st.integers(low, high)) for low, high in ((3, 11), (3, 11), (1, 2))
@@ -115,15 +115,16 @@ def test_any_winograd_convolution_equals_the_textbook_and_its_twin(check, normal
         draw(st.sampled_from([2, 4])),
         draw(st.sampled_from(EPILOGUES)),
     )
-    x, w = normal(1, images, height, width, inputs), normal(2, outputs, inputs, 3, 3)
-    truth = convolve(x, w, (1, 1), (1, 1), pads, 1)
-    wide, pixels = outputs + spread, truth[..., 0].size
-    extra, values, strides = operands_of(kernel.epilogue, normal, pixels, outputs, wide)
+    channels = groups * inputs
+    x, w = normal(1, images, height, width, channels), normal(2, groups * outputs, inputs, 3, 3)
+    truth = convolve(x, w, (1, 1), (1, 1), pads, groups)
+    wide, pixels = groups * outputs + spread, truth[..., 0].size
+    extra, values, strides = operands_of(kernel.epilogue, normal, pixels, groups * outputs, wide)
     sizes = [
-        *(images, height, width, inputs, outputs, *truth.shape[1:3], pads[0], pads[1]),
-        *(height * width * inputs, width * inputs, inputs, wide, *strides),
+        *(images, height, width, groups, inputs, outputs, *truth.shape[1:3], pads[0], pads[1]),
+        *(height * width * channels, width * channels, channels, wide, *strides),
     ]
-    packed = pack("winograd", w, [kernel.tile.columns, kernel.outputs_per_side])
+    packed = pack("winograd", w, [kernel.tile.columns, kernel.outputs_per_side, groups])
     compare(check, kernel, [x, packed, *extra], sizes, truth, values, wide, 1e-3)
 
 
@@ -132,8 +133,8 @@ def test_winograd_loses_little_precision(check, normal, side):
     x, w = normal(1, 1, 24, 24, 128), normal(2, 64, 128, 3, 3)
     truth = convolve(x, w, (1, 1), (1, 1), (1, 1, 1, 1), 1)
     kernel = winograd_candidates(36, 64, 128, outputs_per_side=side)[0]
-    sizes = [1, 24, 24, 128, 64, 24, 24, 1, 1, 24 * 24 * 128, 24 * 128, 128, 64]
-    packed = pack("winograd", w, [kernel.tile.columns, side])
+    sizes = [1, 24, 24, 1, 128, 64, 24, 24, 1, 1, 24 * 24 * 128, 24 * 128, 128, 64]
+    packed = pack("winograd", w, [kernel.tile.columns, side, 1])
     found = check.run(kernel, [x, packed, np.zeros(24 * 24 * 64, np.float32)], sizes)[0]
     error = np.abs(found.reshape(truth.shape) - truth).max() / np.abs(truth).max()
     assert error < 2e-5

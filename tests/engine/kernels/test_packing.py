@@ -37,8 +37,9 @@ def test_the_transforms_compute_a_correlation(side):
         ("filters", (4, 2, 3), [16, 1]),
         ("filters", (4, 2, 3, 3), [16, 3]),
         ("filters", (4, 2, 3, 3), [16, 0]),
-        ("winograd", (4, 2, 5, 5), [16, 4]),
-        ("winograd", (4, 2, 3, 3), [16, 3]),
+        ("winograd", (4, 2, 5, 5), [16, 4, 1]),
+        ("winograd", (4, 2, 3, 3), [16, 3, 1]),
+        ("winograd", (4, 2, 3, 3), [16, 4, 3]),
     ],
 )
 def test_recipes_refuse_what_does_not_fit(name, shape, arguments):
