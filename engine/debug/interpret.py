@@ -1,4 +1,4 @@
-"""Running a graph by its operators' meanings: slow, obviously right, every value kept on request."""
+"""Running a graph by its operators' meanings: slow, obviously right, every value on request."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def interpret(graph: Graph, feeds: Mapping[str, Any], *, keep: bool = False) -> 
             values[id(value)] = result
             if keep:
                 kept[value.name] = result
-        for value in node.inputs:
-            if value is not None and last.get(id(value)) == index and not keep:
-                values.pop(id(value), None)
+        for source in node.inputs:
+            if source is not None and last.get(id(source)) == index and not keep:
+                values.pop(id(source), None)
     names = graph.output_names or [value.name for value in graph.outputs]
     outputs = {name: _get(values, value) for name, value in zip(names, graph.outputs)}
     return {**kept, **outputs}

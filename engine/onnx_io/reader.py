@@ -434,7 +434,7 @@ def _attribute_value(attribute: AttributeProto, folder: Path | None, where: str)
     if kind == AttributeProto.SPARSE_TENSOR:
         return _dense(attribute.sparse_tensor, folder, attribute.name)
     if kind == AttributeProto.TYPE_PROTO:
-        return type_of(attribute.type_proto, where)
+        return type_of(attribute.tp, where)
     if kind == AttributeProto.STRING:
         return attribute.s.decode("utf-8", "replace")
     if kind == AttributeProto.STRINGS:
@@ -448,6 +448,6 @@ def _attribute_value(attribute: AttributeProto, folder: Path | None, where: str)
 def tensor_proto(array: Array, name: str) -> TensorProto:
     """An array as an ONNX tensor."""
     if array.dtype == object:
-        flat = [str(item).encode() for item in array.reshape(-1)]
+        flat: Any = [str(item).encode() for item in array.reshape(-1)]
         return onnx.helper.make_tensor(name, TensorProto.STRING, array.shape, flat)
     return onnx.numpy_helper.from_array(np.ascontiguousarray(array), name)

@@ -54,6 +54,7 @@ class Constant(Operator):
 class ConstantOfShape(Operator):
     """A tensor of the given shape, full of the one element of ``value`` (default 0.0 float32)."""
 
+    symbolic = True
     shape_inputs = (0,)
     value: Array | None = None
 

@@ -54,7 +54,7 @@ def apply_epilogue(
     epilogue: Expression, kinds: Sequence[str], sums: Array, operands: Sequence[Array]
 ) -> Array:
     """An epilogue over sums [..., rows, columns]."""
-    shaped = []
+    shaped: list[Array] = []
     for kind, operand in zip(kinds, operands):
         if kind == "column":
             shaped.append(operand.reshape(-1))

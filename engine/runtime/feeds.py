@@ -35,7 +35,7 @@ def check_feeds(program: Program, feeds: Mapping[str, Any]) -> list[Any]:
     for name in feeds:
         if name not in names:
             raise FeedError(f"there is no input {name!r}; the engine's inputs are {names}")
-    checked = []
+    checked: list[Any] = []
     for index in program.inputs:
         slot = program.slots[index]
         if slot.name not in feeds:

@@ -45,7 +45,8 @@ class HostCall:
             raise KernelError(f"{self.where} failed: {error}") from error
         if not isinstance(results, tuple):
             results = (results,)
-        return results[: self.count]
+        outputs: tuple[Any, ...] = results[: self.count]
+        return outputs
 
     def _results(self, inputs: Sequence[Any]) -> Any:
         if self.operator is None:

@@ -94,4 +94,5 @@ def _copy(graph: Graph, value: Value, index: int, point: Mapping[str, int], seed
 def _scaled(array: Array) -> Array:
     """Weights small enough that sums stay near one."""
     fan = max(1, array.size // max(array.shape[-1], array.shape[0], 1))
-    return (array.astype(np.float32) / np.sqrt(np.float32(fan))).astype(array.dtype)
+    scaled: Array = (array.astype(np.float32) / np.sqrt(np.float32(fan))).astype(array.dtype)
+    return scaled

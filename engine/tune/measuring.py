@@ -142,9 +142,9 @@ def _check(context: Context, feeds: Mapping[str, Array], expected: Sequence[Arra
             continue
         wanted64 = wanted.astype(np.float64)
         spread = float(np.nanstd(wanted64)) if wanted.size else 0.0
-        error = np.abs(result.astype(np.float64) - wanted64)
-        if not np.all(error <= TOLERANCE * max(spread, 1e-6)):
-            return f"output {index} is off by {float(np.nanmax(error)):.3g} (spread {spread:.3g})"
+        off = np.abs(result.astype(np.float64) - wanted64)
+        if not np.all(off <= TOLERANCE * max(spread, 1e-6)):
+            return f"output {index} is off by {float(np.nanmax(off)):.3g} (spread {spread:.3g})"
     return ""
 
 

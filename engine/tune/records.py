@@ -1,4 +1,4 @@
-"""Timing records: one per candidate measured, and the signature of the layer it was measured for."""
+"""Timing records, one per candidate measured, and the signature of the layer it belongs to."""
 
 from __future__ import annotations
 
