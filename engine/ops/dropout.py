@@ -74,6 +74,7 @@ class Dropout(Operator):
             return data, np.ones(data.shape, bool)
         if not 0 <= share < 1:
             raise ValueError(f"ratio is {share}, expected a number from 0 to below 1")
-        kept = np.random.default_rng(self.seed).random(data.shape) >= share
+        drawn = np.asarray(np.random.default_rng(self.seed).random(data.shape))
+        kept = np.asarray(drawn >= share)
         wide = widened(data)
         return rounded(np.where(kept, wide / wide.dtype.type(1 - share), 0), data), kept

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.ir.sizes import Dim, floordiv
+from engine.ir.sizes import Dim
 from engine.ir.types import Array, Operand, Shape, TensorType
 from engine.ops.operator import Operator, register, tensor
 from engine.ops.precision import rounded, widened
@@ -377,10 +377,8 @@ class LSTM7(_Recurrent):
                 sums[:, i * size : (i + 1) * size] for i in range(4)
             )
             admit = gate(to_input + peephole[:size] * cell)
-            if self.input_forget:
-                keep = 1 - admit
-            else:
-                keep = gate(to_forget + peephole[2 * size :] * cell)
+            recall = gate(to_forget + peephole[2 * size :] * cell)
+            keep = 1 - admit if self.input_forget else recall
             cell = keep * cell + admit * activate(to_cell)
             opened = gate(to_output + peephole[size : 2 * size] * cell)
             return opened * show(cell), cell
