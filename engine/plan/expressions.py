@@ -45,15 +45,14 @@ def _weigh(value: Any, where: str, depth: int, budget: list[int]) -> tuple[int, 
 
 def read_dim(value: Any, where: str, known: frozenset[str]) -> Dim:
     """A size over known symbols; PlanCorruptError for anything else, before any costly work."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        if abs(value) > LARGEST:
-            refuse(where, f"found {brief(value)}, expected a size of at most 2**48")
-        return value
     _weigh(value, where, 0, [MAX_NODES])
     try:
-        return dim_from_json(value, known)
+        dim = dim_from_json(value, known)
     except (ValueError, ZeroDivisionError, OverflowError, RecursionError) as error:
         refuse(where, str(error)[:160])
+    if isinstance(dim, int) and abs(dim) > LARGEST:
+        refuse(where, f"found {brief(dim)}, expected a size of at most 2**48")
+    return dim
 
 
 def _product(left: Range, right: Range) -> Range:
