@@ -218,8 +218,21 @@ def _extreme(function: str, left: Dim, right: Dim) -> Dim:
         return right if function == "min" else left
     if difference[1] is not None and difference[1] <= 0:
         return left if function == "min" else right
+    for one, other in ((left, right), (right, left)):
+        call = _sole_call(other)
+        if call is not None and call.function in ("min", "max") and one in (call.left, call.right):
+            return other if call.function == function else one
     first, second = sorted((left, right), key=str)
     return _opaque(function, first, second)
+
+
+def _sole_call(value: Dim) -> Call | None:
+    """The operation that a size is, when it is nothing but one."""
+    if isinstance(value, Size) and len(value.terms) == 1:
+        monomial, coefficient = value.terms[0]
+        if coefficient == 1 and len(monomial) == 1 and isinstance(monomial[0], Call):
+            return monomial[0]
+    return None
 
 
 def minimum(left: Dim, right: Dim) -> Dim:
