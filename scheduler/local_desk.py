@@ -129,7 +129,7 @@ class LocalDesk:
         at = self._clock.now()
         timing_set = str(job.payload["timing_set"])
         engine, statement = self._engine_of(build, publication, timing_set=timing_set, at=at)
-        with self._database.transaction() as rows:
+        with self._database.transaction(durable=True) as rows:
             job = _held(rows, lease)
             if job.lease_until is None or job.lease_until <= self._clock.now():
                 raise LeaseLostError(f"the lease of job {job.id} ran out before it published")
@@ -186,7 +186,7 @@ class LocalDesk:
     def _finish(self, lease: Lease, result: Json, *, at: float) -> None:
         """End a prepare or tune step and insert what follows, or find the engine made already."""
         twin = self._twin(lease, result)
-        with self._database.transaction() as rows:
+        with self._database.transaction(durable=twin is not None) as rows:
             job = _held(rows, lease)
             if job.kind == Kind.ASSEMBLE:
                 raise StateError("an assemble job ends by publishing")

@@ -78,7 +78,7 @@ class DigestCache:
         }
         with suppress(OSError):
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_whole(place, [json.dumps(fields).encode()], mode=0o600)
+            write_whole(place, [json.dumps(fields).encode()], mode=0o600, flush=False)
 
 
 def model_files(path: Path, cache: DigestCache) -> tuple[ModelFile, ...]:

@@ -30,26 +30,32 @@ from storage.schema import HEAD, REVISIONS
 BUSY_TIMEOUT_S = 10.0
 
 _READING = {"reading": True}
+_DURABLE = {"durable": True}
 
 
 class Database:
     """The farm's rows behind transactions; safe to share between threads.
 
     `transaction` takes the write lock with its first statement (BEGIN IMMEDIATE in SQLite), so that
-    what it read still holds when it writes; `reading` sees one snapshot and never waits for a writer.
+    what it read still holds when it writes; `reading` sees one snapshot, whoever writes meanwhile.
     """
 
     def __init__(self, engine: sqlalchemy.Engine, where: str) -> None:
         self._engine = engine
         self._reader = engine.execution_options(**_READING)
+        self._durable = engine.execution_options(**_DURABLE)
         self.where = where
 
     @contextmanager
-    def transaction(self) -> Iterator[Rows]:
-        """Rows to read and write; committed at the end, rolled back when an exception leaves."""
+    def transaction(self, *, durable: bool = False) -> Iterator[Rows]:
+        """Rows to read and write; committed at the end, rolled back when an exception leaves.
+
+        A crash of this process loses nothing that was committed. A loss of power may lose the last
+        SQLite commits, unless one of them or a later one was `durable`.
+        """
         with (
             _translated(self.where),
-            Session(self._engine, expire_on_commit=False) as session,
+            Session(self._durable if durable else self._engine, expire_on_commit=False) as session,
             session.begin(),
         ):
             yield Rows(session)
@@ -109,12 +115,16 @@ def _sqlite_engine(path: Path, busy_timeout_s: float) -> sqlalchemy.Engine:
         connection.isolation_level = None
         connection.execute(f"PRAGMA busy_timeout={int(busy_timeout_s * 1000)}")
         connection.execute("PRAGMA foreign_keys=ON")
-        connection.execute("PRAGMA synchronous=FULL")
 
     @event.listens_for(engine, "begin")
     def begin(connection: sqlalchemy.Connection) -> None:
-        reading = connection.get_execution_options().get("reading", False)
-        connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+        options = connection.get_execution_options()
+        if options.get("reading", False):
+            connection.exec_driver_sql("BEGIN")
+            return
+        flush = "FULL" if options.get("durable", False) else "NORMAL"
+        connection.exec_driver_sql(f"PRAGMA synchronous={flush}")
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
 

@@ -37,24 +37,26 @@ def disk_errors(where: str) -> Iterator[None]:
 
 
 def write_whole(
-    path: Path, chunks: Iterable[bytes], *, mode: int = 0o644, aside: Path | None = None
+    path: Path, chunks: Iterable[bytes], *, mode: int = 0o644, flush: bool = True
 ) -> None:
     """Write a file aside, flush it to the disk and move it into place; replaces what was there.
 
-    `aside` is the folder for the unfinished file, on the same file system; the file's own folder
-    unless given. Whatever happens, no unfinished file stays.
+    Without `flush` the file may be empty or absent after a loss of power, which is good enough for
+    caches. Whatever happens, no unfinished file stays.
     """
-    part = (aside or path.parent) / f".{path.name}.{secrets.token_hex(6)}.part"
+    part = path.parent / f".{path.name}.{secrets.token_hex(6)}.part"
     try:
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             for chunk in chunks:
                 file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
         part.chmod(mode)
         part.replace(path)
-        flush_folder(path.parent)
+        if flush:
+            flush_folder(path.parent)
     except BaseException:
         with suppress(OSError):
             part.unlink()

@@ -20,6 +20,7 @@ from storage.records import Json
 from workers.compiler import Description, Prepared, Report, ShouldStop
 from workers.failures import ModelFailedError
 
+VENDOR = "null"
 _MAGIC = "null engine 1"
 
 
@@ -59,7 +60,7 @@ class NullCompiler:
     def describe(self, target: str) -> Description:
         """A device of its own class."""
         return Description(
-            target={"name": target, "device_class": target, "vendor": "null"},
+            target={"name": target, "device_class": target, "vendor": VENDOR},
             toolchain={"compiler": "null"},
             codegen=1,
         )

@@ -19,7 +19,7 @@ def batch_norm(graph: Graph, node: Node) -> Match | Refused | None:
         return None
     if source.producer is not None and source.producer.kind == "Conv" and len(source.uses) == 1:
         return None
-    if any(value.uses for value in node.outputs[1:]) or getattr(node.op, "training_mode", False):
+    if not node.only_first_read or getattr(node.op, "training_mode", False):
         return Refused("the batch norm is in training mode")
     found = scale_and_shift(node)
     if found is None:

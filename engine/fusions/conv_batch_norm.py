@@ -31,7 +31,7 @@ def conv_batch_norm(graph: Graph, node: Node) -> Match | Refused | None:
     assert source is not None
     if only_user(graph, source) is not node:
         return Refused("something else reads the convolution's result")
-    if any(value.uses for value in node.outputs[1:]) or getattr(node.op, "training_mode", False):
+    if not node.only_first_read or getattr(node.op, "training_mode", False):
         return Refused("the batch norm is in training mode")
     found = scale_and_shift(node)
     weight = conv.inputs[1]

@@ -110,6 +110,14 @@ class Node:
         """The operator's name."""
         return self.op.name
 
+    @property
+    def only_first_read(self) -> bool:
+        """Whether nobody reads any output but the first."""
+        return not any(
+            value.uses or (self.graph is not None and self.graph.is_output(value))
+            for value in self.outputs[1:]
+        )
+
     def __repr__(self) -> str:
         return f"{', '.join(map(repr, self.outputs))} = {self.op}({self.name})"
 

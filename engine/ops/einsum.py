@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,8 +80,11 @@ class Einsum(Operator):
         return [TensorType(dtype, tuple(sizes[label] for label in output_labels))]
 
     def meaning(self, *inputs: Array) -> Array:
-        """NumPy's einsum, pairwise, so that contractions run as matrix products."""
+        """One matrix product for two operands, NumPy's einsum for other forms."""
         labels, output = self._axes([item.ndim for item in inputs])
+        if _is_product(labels, inputs):
+            values = [widened(item) for item in inputs]
+            return _product(values, labels, output).astype(inputs[0].dtype, copy=False)
         names = {label: place for place, label in enumerate(sorted({x for t in labels for x in t}))}
         arguments: list[object] = []
         for item, term in zip(inputs, labels, strict=True):
@@ -107,3 +111,42 @@ def _sizes(labels: Sequence[Sequence[str]], shapes: Sequence[Shape]) -> dict[str
             joined = broadcast((sizes.get(label, 1),), (dim,)) or (dim,)
             sizes[label] = joined[0]
     return sizes
+
+
+def _is_product(labels: Sequence[Sequence[str]], inputs: Sequence[Array]) -> bool:
+    """Whether two operands meet without diagonals and broadcasting."""
+    if len(inputs) != 2 or any(len(set(term)) < len(term) for term in labels):
+        return False
+    left, right = (dict(zip(t, x.shape, strict=True)) for t, x in zip(labels, inputs, strict=True))
+    return all(left[label] == right[label] for label in left.keys() & right.keys())
+
+
+def _product(inputs: Sequence[Array], labels: Sequence[list[str]], output: list[str]) -> Array:
+    """A batched matrix product: shared labels are the batch when kept, else the inner axis."""
+    (left, right), (first, second) = inputs, labels
+    left, first = _sum_alone(left, first, {*second, *output})
+    right, second = _sum_alone(right, second, {*first, *output})
+    batch = [label for label in first if label in second and label in output]
+    inner = [label for label in first if label in second and label not in output]
+    rows = [label for label in first if label not in second]
+    columns = [label for label in second if label not in first]
+    sizes = dict(zip(first + second, left.shape + right.shape, strict=True))
+
+    def ordered(data: Array, term: list[str], *groups: list[str]) -> Array:
+        moved = data.transpose([term.index(label) for group in groups for label in group])
+        head = [sizes[label] for label in groups[0]]
+        return moved.reshape(*head, *(math.prod(sizes[x] for x in group) for group in groups[1:]))
+
+    a = ordered(left, first, batch, rows, inner)
+    b = ordered(right, second, batch, inner, columns)
+    result = np.asarray(np.matmul(a, b))
+    order = batch + rows + columns
+    spread = result.reshape([sizes[label] for label in order])
+    return spread.transpose([order.index(label) for label in output])
+
+
+def _sum_alone(data: Array, term: list[str], wanted: set[str]) -> tuple[Array, list[str]]:
+    """The operand summed over the labels that occur nowhere else."""
+    alone = tuple(axis for axis, label in enumerate(term) if label not in wanted)
+    summed = np.add.reduce(data, axis=alone, dtype=data.dtype) if alone else data
+    return np.asarray(summed), [label for label in term if label in wanted]

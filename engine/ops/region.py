@@ -144,7 +144,7 @@ class Region(Operator):
 
     def meaning(self, *inputs: Any) -> Any:
         """The outputs; elements that no store writes are 0."""
-        arrays = [np.ascontiguousarray(item) for item in inputs]
+        arrays = [np.asarray(item, order="C") for item in inputs]
         bound = self.bind(_solve(self.operands, arrays))
         results = [
             np.zeros([whole(dim) for dim in shape], dtype.numpy) for dtype, shape in bound.outputs()

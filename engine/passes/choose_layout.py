@@ -45,7 +45,7 @@ def _channels_last(graph: Graph, node: Node) -> tuple[Operator, list[Value]] | N
     x = node.inputs[0] if node.inputs else None
     if x is None or not isinstance(x.type, TensorType) or x.type.dtype is not DType.FLOAT32:
         return None
-    if not is_bound(x.type) or x.tensor.rank != 4 or any(v.uses for v in node.outputs[1:]):
+    if not is_bound(x.type) or x.tensor.rank != 4 or not node.only_first_read:
         return None
     if node.kind == "Conv":
         return _conv(graph, node, x)

@@ -22,7 +22,7 @@ def _drops_nothing(node: Node) -> bool:
     training = node.inputs[2] if len(node.inputs) > 2 else None
     if training is not None and (training.constant is None or bool(training.constant.any())):
         return False
-    return not any(value.uses for value in node.outputs[1:]) and _same_type(node)
+    return node.only_first_read and _same_type(node)
 
 
 def _keeps_order(node: Node) -> bool:
@@ -116,7 +116,6 @@ def remove_identity(graph: Graph) -> bool:
         ):
             continue
         graph.replace_value(node.outputs[0], survivor)
-        if not any(value.uses for value in node.outputs[1:]):
-            graph.remove(node)
+        graph.remove(node)
         changed = True
     return changed

@@ -37,7 +37,7 @@ def row_form(node: Node) -> RowForm | None:
     values = [value for value in node.inputs if value is not None]
     if not node.outputs or not values or not all(_computable(v) for v in [*values, *node.outputs]):
         return None
-    if any(output.uses for output in node.outputs[1:]):
+    if not node.only_first_read:
         return None
     maker = _FORMS.get(node.kind)
     if isinstance(node.op, ElementwiseOperator):

@@ -14,6 +14,7 @@ from engine.kernels.packing import packed_columns_size
 from engine.kernels.winograd import Winograd
 from engine.lower.builder import ProgramBuilder
 from engine.ops.fused import FusedConv
+from engine.passes.make_views import is_bound
 from engine.plan.recipes import RecipeStep
 from engine.tactics.tactic import Candidate, Refusal, register
 
@@ -24,6 +25,8 @@ def _refusal(node: Node, name: str) -> Refusal | None:
     values = [value for value in node.inputs if value is not None] + node.outputs
     if any(value.tensor.dtype is not DType.FLOAT32 for value in values):
         return Refusal(name, "only float32 is generated")
+    if not all(is_bound(value.type) for value in values):
+        return Refusal(name, "a size is known only when the model runs")
     weight = node.inputs[1]
     if weight is None or weight.constant is None:
         return Refusal(name, "the filters are not constant, so they cannot be packed beforehand")

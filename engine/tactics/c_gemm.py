@@ -12,6 +12,7 @@ from engine.kernels.gemm import Gemm, candidates
 from engine.kernels.packing import packed_columns_size
 from engine.lower.builder import ProgramBuilder
 from engine.ops.fused import FusedMatMul
+from engine.passes.make_views import is_bound
 from engine.plan.recipes import RecipeStep
 from engine.tactics.tactic import Candidate, Refusal, register
 
@@ -33,6 +34,8 @@ class CGemm:
         values = [value for value in node.inputs if value is not None] + node.outputs
         if any(value.tensor.dtype is not DType.FLOAT32 for value in values):
             return Refusal(self.name, "only float32 is generated")
+        if not all(is_bound(value.type) for value in values):
+            return Refusal(self.name, "a size is known only when the model runs")
         layout = _Layout(op, a, b, node.outputs[0])
         if layout.reason:
             return Refusal(self.name, layout.reason)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from storage.records import Json
+from workers.cli import command_line
+from workers.failures import run_guarded
 from workers.farm import Farm, open_farm
 from workers.home import Home
 
@@ -50,18 +55,20 @@ class CommandLine:
         os.utime(path, (1_000_000_000, 1_000_000_000))
         return path
 
+    def variables(self, null: str) -> dict[str, str]:
+        """The environment; `null` has more settings of the null compiler."""
+        return {
+            "ENGINEFARM_HOME": str(self.home.folder),
+            "ENGINEFARM_CACHE": str(self.folder / "cache"),
+            "ENGINEFARM_COMPILER": f"null:log={self.log},{null}",
+        }
+
     def start(self, *words: object, null: str = "", **variables: str) -> subprocess.Popen[str]:
-        """Start a process; `null` has more settings of the null compiler."""
+        """Start a process of its own."""
         process = subprocess.Popen(
             [sys.executable, "-c", "from workers.cli import main; main()", *map(str, words)],
             cwd=ROOT,
-            env={
-                **os.environ,
-                "ENGINEFARM_HOME": str(self.home.folder),
-                "ENGINEFARM_CACHE": str(self.folder / "cache"),
-                "ENGINEFARM_COMPILER": f"null:log={self.log},{null}",
-                **variables,
-            },
+            env={**os.environ, **self.variables(null), **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -72,12 +79,16 @@ class CommandLine:
     def run(
         self, *words: object, code: int = 0, null: str = "", **variables: str
     ) -> tuple[str, str]:
-        """Run to the end; returns stdout and stderr."""
-        process = self.start(*words, null=null, **variables)
-        out, err = process.communicate(timeout=60)
-        assert process.returncode == code, (process.returncode, out, err)
-        assert "Traceback" not in err
-        return out, err
+        """Run a verb to its end in this process; returns stdout and stderr."""
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            mock.patch.dict(os.environ, {**self.variables(null), **variables}),
+            redirect_stdout(out),
+            redirect_stderr(err),
+        ):
+            found = run_guarded(command_line, [*map(str, words)])
+        assert found == code, (found, out.getvalue(), err.getvalue())
+        return out.getvalue(), err.getvalue()
 
     def json(self, *words: object, code: int = 0, null: str = "", **variables: str) -> Json:
         """Run with --json; returns the one object on stdout."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -10,11 +11,14 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from itertools import count
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 
 from scheduler.statements import trusted_keys, verify_statement
+from storage import database
 from storage.digest import digest_of_bytes, digest_of_file
 from tests.workers.conftest import ROOT, CommandLine
 
@@ -74,9 +78,7 @@ def test_a_hit_loads_no_orm_and_takes_less_than_half_a_second(enginefarm: Comman
             cwd=ROOT,
             env={
                 **os.environ,
-                "ENGINEFARM_HOME": str(enginefarm.home.folder),
-                "ENGINEFARM_CACHE": str(enginefarm.folder / "cache"),
-                "ENGINEFARM_COMPILER": f"null:log={enginefarm.log}",
+                **enginefarm.variables(""),
             },
             capture_output=True,
             text=True,
@@ -214,6 +216,54 @@ def test_a_failure_of_the_machine_is_told_and_tried_again(
     assert enginefarm.json("build", model)["answer"] == "built"
 
 
+@pytest.mark.parametrize("survives", range(6))
+def test_a_disk_that_is_full_for_a_blob_leaves_nothing_half_written(
+    enginefarm: CommandLine, monkeypatch: pytest.MonkeyPatch, survives: int
+) -> None:
+    model = enginefarm.model()
+    fsync, calls = os.fsync, count()
+
+    def full_after_some(descriptor: int) -> None:
+        if next(calls) >= survives:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("storage.disk.os.fsync", full_after_some)
+        _, err = enginefarm.run("build", model, code=8)
+    assert "disk is full" in err
+    assert not files_of(enginefarm.folder)
+    assert enginefarm.json("build", model)["answer"] in ("built", "attached")
+    assert enginefarm.json("build", model)["answer"] == "hit"
+
+
+@pytest.mark.parametrize("more_pages", range(0, 8, 2))
+def test_a_disk_that_is_full_for_the_database_leaves_a_build_to_resume(
+    enginefarm: CommandLine, monkeypatch: pytest.MonkeyPatch, more_pages: int
+) -> None:
+    model = enginefarm.model()
+    enginefarm.farm().database.close()
+    with closing(sqlite3.connect(enginefarm.home.database)) as connection:
+        pages = connection.execute("PRAGMA page_count").fetchone()[0]
+    unlimited = database._sqlite_engine
+
+    def limited(path: Path, busy_timeout_s: float) -> sqlalchemy.Engine:
+        engine = unlimited(path, busy_timeout_s)
+
+        @sqlalchemy.event.listens_for(engine, "connect")
+        def limit(connection: sqlite3.Connection, _record: object) -> None:
+            connection.execute(f"PRAGMA max_page_count={pages + more_pages}")
+
+        return engine
+
+    with monkeypatch.context() as patched:
+        patched.setattr(database, "_sqlite_engine", limited)
+        _, err = enginefarm.run("build", model, code=8, null="tasks=60")
+    assert "disk is full" in err
+    assert enginefarm.json("build", model, null="tasks=60")["answer"] in ("built", "attached")
+    assert not files_of(enginefarm.folder)
+
+
 def test_a_cancelled_build_ends_with_its_own_code(enginefarm: CommandLine) -> None:
     process = enginefarm.start("build", enginefarm.model(), null="tune_s=0.5,tasks=20")
     enginefarm.wait_until(lambda: bool(enginefarm.lines("measure")))
@@ -275,10 +325,7 @@ def test_an_engine_whose_blob_is_gone_is_built_again(enginefarm: CommandLine) ->
     assert again["digest"] == built["digest"]
 
 
-@pytest.mark.parametrize("words", [("build",), ("fetch", "-o", "{output}")])
-def test_a_flipped_bit_in_an_engine_is_not_handed_out(
-    enginefarm: CommandLine, words: tuple[str, ...]
-) -> None:
+def test_a_flipped_bit_in_an_engine_is_not_handed_out(enginefarm: CommandLine) -> None:
     model = enginefarm.model()
     built = enginefarm.json("build", model)
     blob = enginefarm.home.blobs.path_of(built["digest"])

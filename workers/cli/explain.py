@@ -70,9 +70,10 @@ def _explain_engine(farm: Farm, engine: Engine, *, as_json: bool) -> None:
         },
     )
     for name, value in sorted(engine.report.items()):
-        print_fields(f"  {name}:", value) if isinstance(value, dict) else print(
-            f"  {name}: {value}"
-        )
+        if isinstance(value, dict):
+            print_fields(f"  {name}:", {f"  {inner}": item for inner, item in value.items()})
+        else:
+            print(f"  {name}: {value}")
 
 
 def _explain_miss(farm: Farm, spec: BuildSpec, model: Path, *, as_json: bool) -> None:

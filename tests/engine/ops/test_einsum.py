@@ -5,6 +5,8 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from engine.ir.sizes import symbol
 from engine.ir.types import DType, Operand, TensorType
@@ -18,6 +20,9 @@ SIZES = {"a": 2, "b": 3, "c": 4, "i": 2, "j": 3, "k": 4, "h": 2}
 @pytest.mark.parametrize(
     "equation",
     [
+        "bihc,bjhc->bhij",
+        "ai,bi->b",
+        "abk,k->ba",
         "ij,jk->ik",
         "ij,jk",
         "bij,bjk->bik",
@@ -81,3 +86,22 @@ def test_bfloat16_keeps_its_type() -> None:
 def test_wrong_equations_are_refused(equation: str, word: str) -> None:
     with pytest.raises(ValueError, match=word):
         ours("Einsum", [np.zeros((2, 2))], equation=equation)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    left=st.permutations("abcd").flatmap(lambda p: st.integers(0, 4).map(lambda n: p[:n])),
+    right=st.permutations("abcd").flatmap(lambda p: st.integers(0, 4).map(lambda n: p[:n])),
+    data=st.data(),
+)
+def test_any_two_terms_agree_with_numpy(
+    left: list[str], right: list[str], data: st.DataObject
+) -> None:
+    every = sorted({*left, *right})
+    output = data.draw(st.permutations(every))[: data.draw(st.integers(0, len(every)))]
+    equation = f"{''.join(left)},{''.join(right)}->{''.join(output)}"
+    sizes = {"a": 2, "b": 3, "c": 1, "d": 0 if data.draw(st.booleans()) else 4}
+    random = np.random.default_rng(0)
+    arrays = [random.normal(size=[sizes[label] for label in term]) for term in (left, right)]
+    (found,) = ours("Einsum", [np.asarray(item) for item in arrays], equation=equation)
+    np.testing.assert_allclose(found, np.einsum(equation, *arrays), rtol=1e-9, atol=1e-12)
