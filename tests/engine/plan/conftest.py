@@ -20,6 +20,7 @@ from engine.plan.program import (
     Program,
     RecipeStep,
     Slot,
+    Step,
     Symbol,
     Weight,
 )
@@ -76,13 +77,14 @@ def scaling() -> Iterator[type[Kernel]]:
     del kinds[Scaling.kind]
 
 
-@pytest.fixture
-def sample(scaling: type[Kernel]) -> Program:
-    """x[n, 4] scaled into a slice of an arena, a choice, a loop, a sequence, a data symbol."""
-    n = symbol("n")
-    float_type = TensorType(DType.FLOAT32, (n, 4))
+def _operator(name: str, since: int, **attributes: Any) -> dict[str, Any]:
+    return {"domain": "", "name": name, "since": since, "attributes": attributes}
+
+
+def _body() -> Program:
+    """One turn of a loop: the carried value plus a weight."""
     boolean = TensorType(DType.BOOL, ())
-    body = Program(
+    return Program(
         symbols=(),
         slots=(
             Slot(TensorType(DType.INT64, ()), "input", "turn"),
@@ -101,65 +103,54 @@ def sample(scaling: type[Kernel]) -> Program:
         ),
         layers=(Layer("body", "host"),),
     )
-    slots = (
-        Slot(float_type, "input", "x"),
+
+
+def _slots() -> tuple[Slot, ...]:
+    n = symbol("n")
+    return (
+        Slot(TensorType(DType.FLOAT32, (n, 4)), "input", "x"),
         Slot(TensorType(DType.FLOAT32, (4,)), "weight", "w"),
         Slot(TensorType(DType.FLOAT32, (2 * n, 4)), "arena"),
-        Slot(float_type, "arena", alias=2, offset=16 * n),
+        Slot(TensorType(DType.FLOAT32, (n, 4)), "arena", alias=2, offset=16 * n),
         Slot(TensorType(DType.FLOAT32, (n, 4)), "output", "y"),
         Slot(TensorType(DType.INT64, (2, symbol("found"))), "host"),
         Slot(SequenceType(TensorType(DType.FLOAT32, None)), "output", "list"),
         Slot(TensorType(DType.FLOAT32, None), "host"),
     )
-    steps = (
+
+
+def _steps() -> tuple[Step, ...]:
+    n = symbol("n")
+    aligned = KernelStep(1, ((0, 0), (1, 0), (2, 4 * n)), (4 * n,), 0)
+    other = KernelStep(0, ((0, 0), (1, 0), (2, 4 * n)), (4 * n,), 0)
+    loop = _operator("Loop", 1, formal=3, output_count=1)
+    return (
         KernelStep(0, ((0, 0), (1, 0), (2, 0)), (4 * n,), 0),
-        ChooseStep(
-            (
-                (
-                    (Guard("divides", 8, n),),
-                    (KernelStep(1, ((0, 0), (1, 0), (2, 4 * n)), (4 * n,), 0),),
-                ),
-                ((), (KernelStep(0, ((0, 0), (1, 0), (2, 4 * n)), (4 * n,), 0),)),
-            )
-        ),
+        ChooseStep((((Guard("divides", 8, n),), (aligned,)), ((), (other,)))),
         KernelStep(0, ((3, 0), (1, 0), (4, 0)), (4 * n,), 0),
         HostStep("meaning", _operator("NonZero", 9), (4,), (5,), (("found", 0, 1),), (), 1),
-        HostStep(
-            "meaning",
-            _operator("Loop", 1, formal=3, output_count=1),
-            (None, None, 4),
-            (7,),
-            bodies=(body,),
-            layer=1,
-        ),
+        HostStep("meaning", loop, (None, None, 4), (7,), bodies=(_body(),), layer=1),
         HostStep("meaning", _operator("SequenceConstruct", 11), (4, 7), (6,), layer=1),
     )
+
+
+@pytest.fixture
+def sample(scaling: type[Kernel]) -> Program:
+    """x[n, 4] scaled into a slice of an arena, a choice, a loop, a sequence, a data symbol."""
+    reshape = RecipeStep("reshape", (0,), {"shape": [4]})
     return Program(
         symbols=(
             Symbol("n", 1, (2, 8), 64, ("input", "x", 0)),
-            Symbol("found", 0, (), 4 * n, ("data",)),
+            Symbol("found", 0, (), 4 * symbol("n"), ("data",)),
         ),
-        slots=slots,
+        slots=_slots(),
         inputs=(0,),
         outputs=(4, 6),
         kernels=(Scaling(2), Scaling(3)),
-        steps=steps,
+        steps=_steps(),
         layers=(
             Layer("scale", "Mul", ("a", "b"), "c.scaling", {"width": 4}, 1200),
             Layer("rest", "host"),
         ),
-        weights=(
-            Weight(
-                "w",
-                DType.FLOAT32,
-                (4,),
-                "w",
-                ("w0",),
-                (RecipeStep("reshape", (0,), {"shape": [4]}),),
-            ),
-        ),
+        weights=(Weight("w", DType.FLOAT32, (4,), "w", ("w0",), (reshape,)),),
     )
-
-
-def _operator(name: str, since: int, **attributes: Any) -> dict[str, Any]:
-    return {"domain": "", "name": name, "since": since, "attributes": attributes}
