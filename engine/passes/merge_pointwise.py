@@ -13,6 +13,7 @@ from engine.ir.types import Array, DType, TensorType
 from engine.ops.elementwise import ElementwiseOperator
 from engine.ops.expression import Expression, constant, evaluate, load, loads, order, substitute
 from engine.ops.pointwise import Pointwise
+from engine.passes.rows import row_form
 
 __all__ = ["activation_name", "merge_pointwise"]
 
@@ -33,16 +34,7 @@ def _is_pointwise(node: Node) -> bool:
     kind = node.outputs[0].type if node.outputs else None
     if not isinstance(node.op, ElementwiseOperator) or not isinstance(kind, TensorType):
         return False
-    return kind.shape is not None and all(_is_number(value) for value in node.inputs)
-
-
-def _is_number(value: Value | None) -> bool:
-    if value is None:
-        return True
-    kind = value.type
-    return isinstance(kind, TensorType) and (
-        kind.dtype.is_float or kind.dtype.is_integer or kind.dtype is DType.BOOL
-    )
+    return kind.shape is not None and row_form(node) is not None
 
 
 def _absorb_inputs(graph: Graph, node: Node) -> bool:

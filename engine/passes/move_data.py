@@ -12,6 +12,7 @@ from engine.ops.channels_last import ChannelNorm, ChannelShuffle
 from engine.ops.expression import Expression, call, constant, load
 from engine.ops.region import Bound, Gather, Load, Region, Store
 from engine.passes.make_views import is_bound
+from engine.passes.rows import REGION_DTYPES
 
 __all__ = ["contiguous", "move_data"]
 
@@ -51,8 +52,7 @@ def _fits(node: Node) -> bool:
     return all(
         isinstance(value.type, TensorType)
         and is_bound(value.type)
-        and value.type.dtype is not DType.STRING
-        and not value.type.dtype.is_complex
+        and value.type.dtype in REGION_DTYPES
         and value.type.rank <= MOST_AXES
         for value in values
     )

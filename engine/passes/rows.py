@@ -15,9 +15,18 @@ from engine.ops.elementwise import ElementwiseOperator
 from engine.ops.expression import Expression, call, cast, constant, load, substitute
 from engine.passes.make_views import is_bound
 
-__all__ = ["RowForm", "row_form"]
+__all__ = ["REGION_DTYPES", "RowForm", "row_form"]
 
 Shape = tuple[Dim, ...]
+
+#: Element types that regions are made of; the narrower ones run by their operators' meanings.
+REGION_DTYPES = frozenset(
+    {
+        *(DType.FLOAT32, DType.FLOAT64, DType.FLOAT16, DType.BFLOAT16, DType.BOOL),
+        *(DType.INT8, DType.INT16, DType.INT32, DType.INT64),
+        *(DType.UINT8, DType.UINT16, DType.UINT32, DType.UINT64),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +56,7 @@ def row_form(node: Node) -> RowForm | None:
 
 def _computable(value: Value) -> bool:
     kind = value.type
-    if not isinstance(kind, TensorType) or not is_bound(kind):
-        return False
-    return kind.dtype.is_float or kind.dtype.is_integer or kind.dtype is DType.BOOL
+    return isinstance(kind, TensorType) and is_bound(kind) and kind.dtype in REGION_DTYPES
 
 
 def _elementwise(node: Node) -> RowForm | None:
@@ -59,6 +66,10 @@ def _elementwise(node: Node) -> RowForm | None:
     if not shape:
         return None
     dtypes = [None if value is None else value.tensor.dtype for value in node.inputs]
+    try:
+        op.expression(*(None if d is None else load(i, d) for i, d in enumerate(dtypes)))
+    except ValueError:
+        return None  # a rule that no expression states, as a cast that does not saturate
 
     def build(operands: Sequence[Expression | None]) -> Expression:
         formal = [None if d is None else load(i, d) for i, d in enumerate(dtypes)]
