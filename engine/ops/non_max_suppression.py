@@ -86,19 +86,18 @@ def _best(
     order = np.argsort(-scores.astype(np.float32), kind="stable")
     if lowest is not None:
         order = order[scores[order] > lowest]
+    low_y, low_x, high_y, high_x = corners[order].T.copy()
+    areas = (high_y - low_y) * (high_x - low_x)
+    left = np.arange(len(order))
     kept: list[int] = []
-    while order.size and len(kept) < limit:
-        box, order = int(order[0]), order[1:]
-        kept.append(box)
-        order = order[_overlap(corners[box], corners[order]) <= highest]
+    while left.size and len(kept) < limit:
+        box, left = left[0], left[1:]
+        kept.append(int(order[box]))
+        height = np.minimum(high_y[box], high_y[left]) - np.maximum(low_y[box], low_y[left])
+        width = np.minimum(high_x[box], high_x[left]) - np.maximum(low_x[box], low_x[left])
+        inner = np.maximum(height, 0) * np.maximum(width, 0)
+        union = areas[box] + areas[left] - inner
+        # Two empty boxes have an empty union: they do not overlap.
+        overlap = np.divide(inner, union, out=np.zeros_like(inner), where=union > 0)
+        left = left[overlap <= highest]
     return kept
-
-
-def _overlap(box: Array, others: Array) -> Array:
-    """Intersection over union of one box with others; 0 where a box is empty."""
-    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
-    inner = np.prod(np.maximum(high - low, 0), axis=1)
-    area = np.prod(box[2:] - box[:2]) + np.prod(others[:, 2:] - others[:, :2], axis=1)
-    union = area - inner
-    ratio: Array = np.divide(inner, union, out=np.zeros_like(inner), where=union > 0)
-    return ratio
