@@ -7,6 +7,7 @@ import json
 import time
 import tracemalloc
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import engine
-from engine.errors import PlanCorruptError, PlanError, PlanVersionError
+from engine.errors import EngineError, PlanCorruptError, PlanError, PlanVersionError
 from engine.plan.container import read
 from engine.plan.plan import open_plan
 from engine.plan.writing import write
@@ -304,6 +305,13 @@ def mutated(document: Any, path: tuple[Any, ...], value: Any) -> Any:
 FREE = {"decisions", "target", "choice", "codegen", "tactic", "nodes", "time_ns", "layers"}
 
 
+def run(path: Path) -> None:
+    """Run a plan on honest inputs; anything but an error raised on purpose fails the test."""
+    feeds = {"x": np.ones((4, 16), np.float32), "c": np.array(True)}
+    with suppress(EngineError):
+        engine.load(path, compile="never")(feeds)
+
+
 def attack(plan: Path, victim: Path, rounds: int, seed: int) -> tuple[int, int]:
     """Mutate the sealed program at random places; (refused, opened)."""
     document = program_of(plan)
@@ -319,6 +327,7 @@ def attack(plan: Path, victim: Path, rounds: int, seed: int) -> tuple[int, int]:
             again = open_plan(victim)
             replace(again).save(victim.with_name("again"))
             assert open_plan(victim.with_name("again")).program == again.program
+            run(victim)
         counts[opened] += 1
     return counts[0], counts[1]
 

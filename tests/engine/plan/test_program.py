@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from engine.errors import PlanCorruptError
 from engine.ir.sizes import symbol
@@ -199,3 +202,30 @@ def test_a_symbol_of_nowhere_is_refused_before_it_is_written(sample: Program) ->
     steps[0] = replace(steps[0], sizes=(symbol("elsewhere"),))
     with pytest.raises(PlanCorruptError, match="elsewhere"):
         check_program(replace(sample, steps=tuple(steps)))
+
+
+def paths(found: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    keys = found if isinstance(found, dict) else range(len(found) if isinstance(found, list) else 0)
+    for key in keys:
+        yield (*path, key)
+        yield from paths(found[key], (*path, key))
+
+
+VALUES: list[Any] = [None, True, -1, 0, 1, 2, 3, 7, 1 << 40, 0.5, "", "n", "found", [], {}, DEEP]
+
+
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.data())
+def test_any_change_is_refused_by_name_or_still_a_program(sample: Program, data: Any) -> None:
+    changed = document(sample)
+    for _ in range(data.draw(st.integers(1, 3))):
+        path = data.draw(st.sampled_from(list(paths(changed))))
+        value = data.draw(st.sampled_from([*VALUES, KeyError]))
+        edit(*path, copy.deepcopy(value))(changed)
+    try:
+        found = program_from_json(changed)
+    except PlanCorruptError:
+        return
+    assert program_from_json(document(found)) == found
