@@ -12,7 +12,6 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +22,9 @@ import platformdirs
 from numpy.typing import NDArray
 
 from benchmarks import weights
+from engine.debug.compare import error
+
+__all__ = ["NAMES", "NETWORKS", "error", "graph", "images", "inputs", "load", "set_batch"]
 
 FOLDER = Path(__file__).parent / "models"
 LIGHT = Path(onnx.backend.test.loader.DATA_DIR) / "light"
@@ -104,21 +106,6 @@ def images(rng: np.random.Generator, batch: int) -> NDArray[np.float32]:
         coarse = rng.standard_normal((batch, 3, size, size), dtype=np.float32)
         total += coarse.repeat(224 // size, axis=2).repeat(224 // size, axis=3)
     return total / np.float32(np.sqrt(5))
-
-
-def error(got: Sequence[NDArray[np.generic]], wanted: Sequence[NDArray[np.generic]]) -> float:
-    """The largest absolute error of one output, in units of its spread between inputs.
-
-    Both hold one array for each of several inputs, at least two. The spread is the standard
-    deviation between inputs of the element that varies most: an answer that ignores its input errs
-    by one or more, however close the outputs lie to each other.
-    """
-    truth = np.stack([np.asarray(array, np.float64) for array in wanted])
-    answer = np.stack([np.asarray(array, np.float64) for array in got])
-    spread = float(truth.std(axis=0).max())
-    if answer.shape != truth.shape or spread == 0 or not np.isfinite(answer).all():
-        return float("inf")
-    return float(np.abs(answer - truth).max()) / spread
 
 
 def graph(name: str) -> onnx.ModelProto:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from engine.ir.types import Array, DType, TensorType
 from engine.runtime.engine import Engine
 
-__all__ = ["Difference", "difference", "sample_feeds"]
+__all__ = ["Difference", "difference", "error", "over_samples", "sample_feeds"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +73,67 @@ def _numeric(name: str, found: Array, expected: Array) -> Difference:
     return Difference(name, largest / scale, largest, spread)
 
 
-def sample_feeds(engine: Engine, seed: int = 0) -> dict[str, Array]:
-    """Random inputs at the sizes for which an engine is tuned; integers are 0 or 1."""
+def error(got: Sequence[Array], wanted: Sequence[Array]) -> float:
+    """The largest absolute error of one output, in units of its spread between inputs.
+
+    Both hold one array for each of several inputs, at least two. The spread is the standard
+    deviation between inputs of the element that varies most: an answer that ignores its input errs
+    by one or more, however close the outputs lie to each other. Infinite for an output that does
+    not vary, for other shapes, and for values that are not finite.
+    """
+    if len(wanted) < 2 or len({array.shape for array in wanted}) > 1:
+        return float("inf")
+    if [array.shape for array in got] != [array.shape for array in wanted]:
+        return float("inf")
+    truth = np.stack([np.asarray(array, np.float64) for array in wanted])
+    answer = np.stack([np.asarray(array, np.float64) for array in got])
+    spread = float(truth.std(axis=0).max()) if truth.size else 0.0
+    if spread == 0 or not np.isfinite(spread) or not np.isfinite(answer).all():
+        return float("inf")
+    return float(np.abs(answer - truth).max()) / spread
+
+
+def over_samples(name: str, found: Sequence[Any], expected: Sequence[Any]) -> Difference:
+    """Compare one output over several inputs, in units of its spread between them.
+
+    Where that spread means nothing (one sample, an output that does not vary or whose shape does,
+    values that are no finite real numbers), the worst `difference` of a single sample counts.
+    """
+    worst = max(
+        (difference(name, a, b) for a, b in zip(found, expected, strict=True)),
+        key=lambda item: item.error,
+    )
+    floats = all(isinstance(b, np.ndarray) and DType.of(b.dtype).is_float for b in expected)
+    if not floats or worst.error == float("inf"):
+        return worst
+    off = error(found, expected)
+    if off == float("inf"):
+        return worst
+    return Difference(name, off, worst.largest, worst.largest / off if off else worst.spread)
+
+
+def sample_feeds(
+    engine: Engine,
+    seed: int = 0,
+    *,
+    sizes: Mapping[str, int] | None = None,
+    without: Collection[str] = (),
+) -> dict[str, Array]:
+    """Random inputs at the sizes for which an engine is tuned; integers are 0 or 1.
+
+    ``sizes`` gives some symbolic sizes other values, ``without`` names inputs to leave out.
+    ValueError for an input without random values.
+    """
     from engine.ir.sizes import evaluate
 
     generator = np.random.default_rng(seed)
     point = {item.name: item.usual[0] for item in engine.program.symbols}
+    point.update(sizes or {})
     feeds = {}
     for port in engine.inputs:
         kind = port.type
+        if port.name in without:
+            continue
         if not isinstance(kind, TensorType) or kind.shape is None:
             raise ValueError(f"there are no random values for input {port}")
         shape = [evaluate(dim, point) for dim in kind.shape]
