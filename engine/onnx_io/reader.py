@@ -80,12 +80,33 @@ def _opsets(imports: Any) -> dict[str, int]:
 def _convert(proto: onnx.ModelProto, version: int) -> onnx.ModelProto:
     from onnx import version_converter
 
+    _shape_slopes(proto)
     try:
         return version_converter.convert_version(proto, 7)
     except Exception as error:
         raise UnsupportedOperatorError(
             f"the model uses opset {version}, older than 7, and onnx cannot convert it: {error}"
         ) from None
+
+
+def _shape_slopes(proto: onnx.ModelProto) -> None:
+    """Before opset 7 a PRelu's slope was one number per channel; onnx does not convert that."""
+    slopes = {node.input[1] for node in proto.graph.node if node.op_type == "PRelu"}
+    ranks = {
+        node.input[1]: len(value.type.tensor_type.shape.dim)
+        for node in proto.graph.node
+        for value in (*proto.graph.input, *proto.graph.value_info)
+        if node.op_type == "PRelu" and node.input[0] == value.name
+    }
+    declared = {value.name: value for value in proto.graph.input}
+    for tensor in proto.graph.initializer:
+        if tensor.name in slopes and len(tensor.dims) == 1 and tensor.dims[0] > 1:
+            added = [1] * (ranks.get(tensor.name, 4) - 2)
+            tensor.dims.extend(added)
+            if tensor.name in declared:
+                shape = declared[tensor.name].type.tensor_type.shape
+                for _ in added:
+                    shape.dim.add().dim_value = 1
 
 
 def _check_shapes_used(graph: Graph, shapes: Mapping[str, Any]) -> None:
@@ -406,9 +427,18 @@ def _ordered_bodies(
         if missing:
             raise InvalidModelError(f"node {proto.name!r} (If) has no {missing[0]}")
         return [by_name["then_branch"], by_name["else_branch"]]
+    if proto.op_type == "FlexAttention":
+        names = ("score_mod", "prob_mod") if by_name else ()
+        return [by_name.get(name) or _passing_through() for name in names]
     if "body" not in by_name:
         raise InvalidModelError(f"node {proto.name!r} ({proto.op_type}) has no body")
     return [by_name["body"]]
+
+
+def _passing_through() -> onnx.GraphProto:
+    """A body that returns what it is given."""
+    value = onnx.ValueInfoProto(name="given")
+    return onnx.GraphProto(name="passing_through", input=[value], output=[value])
 
 
 def _dense(sparse: onnx.SparseTensorProto, folder: Path | None, name: str) -> Array:

@@ -141,14 +141,10 @@ class Context:
     ) -> Buffers:
         program, buffers = self.engine.program, Buffers()
         for index, array in zip(program.inputs, feeds):
-            if (
-                program.slots[index].place == "host"
-                or not isinstance(array, np.ndarray)
-                or array.dtype == object
-            ):
-                buffers.values[index] = array
-            else:
+            if is_fixed(program.slots[index]):
                 buffers.inputs[index] = array
+            else:
+                buffers.values[index] = array
         for index in program.outputs:
             slot, name = program.slots[index], program.slots[index].name
             if not is_fixed(slot):
