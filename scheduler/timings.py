@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from scheduler.keys import BuildSpec
-from storage.digest import digest_of_json
+from storage.digest import canonical_json, digest_of_json
 from storage.records import Json, Timing
 
 # What makes two records measurements of the same thing.
@@ -30,6 +30,8 @@ def timing_of(record: Json, *, target_digest: str, toolchain_digest: str, at: fl
     samples = record.get("samples", 0)
     if not isinstance(samples, int) or samples < 0:
         raise ValueError(f"timing record: samples is {samples!r}; expected a count")
+    # Raises ValueError for a number that JSON lacks, which not every database could keep.
+    canonical_json(record)
     named = [record.get(name) for name in _IDENTITY]
     return Timing(
         identity=digest_of_json([*named, target_digest, toolchain_digest]),

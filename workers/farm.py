@@ -48,6 +48,10 @@ class Farm:
         return Worker(name=name, device_classes=(device_class_of(spec.target),))
 
 
+# One machine measures one thing at a time, so its shards need not be small.
+EMBEDDED_POLICY = Policy(tasks_per_shard=4096)
+
+
 def open_farm(home: Home, *, clock: Clock | None = None, policy: Policy | None = None) -> Farm:
     """Open, and make when needed, the farm in a folder."""
     ticking = clock or SystemClock()
@@ -62,6 +66,6 @@ def open_farm(home: Home, *, clock: Clock | None = None, policy: Policy | None =
             blobs=blobs,
             signer=MachineKey(home.keys),
             clock=ticking,
-            policy=policy,
+            policy=policy or EMBEDDED_POLICY,
         ),
     )

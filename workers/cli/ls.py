@@ -12,7 +12,11 @@ from workers.output import announced_home, json_option, print_json, print_table,
 
 
 @click.command()
-@click.option("--state", type=click.Choice([state.value for state in State]), help="Only builds in this state.")
+@click.option(
+    "--state",
+    type=click.Choice([state.value for state in State]),
+    help="Only builds in this state.",
+)
 @click.option("--limit", type=int, default=50, show_default=True, help="At most so many.")
 @click.option("-q", "--quiet", is_flag=True, help="Print ids only.")
 @json_option

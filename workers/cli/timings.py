@@ -35,8 +35,17 @@ def list_timings(signature: str, limit: int, as_json: bool) -> None:
         for timing in timings:
             print_json(asdict(timing))
         return
-    shown = [(item.signature, item.tactic, _time_text(item), item.samples) for item in timings]
-    print_table(("signature", "tactic", "time", "samples"), shown)
+    shown = [
+        (
+            item.signature[:12],
+            item.record.get("layer", ""),
+            item.tactic,
+            _choice_text(item.record.get("choice")),
+            _time_text(item),
+        )
+        for item in timings
+    ]
+    print_table(("signature", "layer", "tactic", "choice", "time"), shown)
 
 
 @command.command("export")
@@ -87,6 +96,13 @@ def _read(file: Path, number: int, line: bytes) -> Timing:
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise click.ClickException(f"{file} line {number} is no timing: {error}") from error
+
+
+def _choice_text(choice: object) -> str:
+    """The parameters of a tactic on one line."""
+    if isinstance(choice, dict):
+        return " ".join(f"{name}={value}" for name, value in sorted(choice.items()))
+    return str(choice or "")
 
 
 def _time_text(timing: Timing) -> str:
