@@ -125,7 +125,7 @@ def convert(array: Array, dtype: DType, *, saturate: bool = True, round_mode: st
             return _to_float8(wide_array(array), dtype, saturate)
         if dtype is DType.FLOAT8E8M0:
             return _to_exponent(wide_array(array), saturate, round_mode)
-        if is_narrow(dtype) and dtype is not DType.FLOAT16 and not source.is_float:
+        if is_narrow(dtype) and source not in (DType.FLOAT32, DType.FLOAT64):
             array = wide_array(array).astype(np.float32)
         result: Array = array.astype(dtype.numpy)
         return result
