@@ -256,10 +256,12 @@ static void @NAME@_gather(const int64_t *size, const float *x, const @NAME@_plac
 @SIZES@
   const int64_t run = kernel_width * inputs;
   const int dense = x_channel == 1 && dilation_width == 1 && x_column == inputs;
+  const int planar = x_channel != 1 && dilation_width == 1 && x_column == 1;
   for (int64_t done = 0; done < depth;) {
     int64_t tap = (at + done) / inputs, channel = (at + done) % inputs;
     int64_t take = LEAST(inputs - channel, depth - done);
-    const int whole_run = dense && channel == 0 && tap % kernel_width == 0 && depth - done >= run;
+    const int whole_run = (dense || planar) && channel == 0 && tap % kernel_width == 0 &&
+                          depth - done >= run;
     const int64_t r = tap / kernel_width * dilation_height, t = tap % kernel_width * dilation_width;
     const int64_t shift = r * x_row + t * x_column + channel * x_channel;
     float *to = packed + done;
@@ -269,14 +271,23 @@ static void @NAME@_gather(const int64_t *size, const float *x, const @NAME@_plac
       const float *from = x + (places[i].start + shift);
       if ((uint64_t)row >= (uint64_t)height) ef_clear(to, take);
       else if (whole_run) {
-        if (column >= 0 && column + kernel_width <= width) ef_copy(to, from, run);
-        else {
-          const int64_t before = column < 0 ? LEAST(-column, kernel_width) : 0;
-          const int64_t inside = LEAST(kernel_width, width - column);
-          ef_clear(to, run);
-          if (inside > before)
-            ef_copy(to + before * inputs, from + before * inputs, (inside - before) * inputs);
-        }
+        const int inner = column >= 0 && column + kernel_width <= width;
+        const int64_t before = column < 0 ? LEAST(-column, kernel_width) : 0;
+        const int64_t inside = LEAST(kernel_width, width - column);
+        if (!inner) ef_clear(to, run);
+        if (inside <= before) continue;
+        if (dense && inner) ef_copy(to, from, run);
+        else if (dense)
+          ef_copy(to + before * inputs, from + before * inputs, (inside - before) * inputs);
+        else if (inputs == 3)
+          for (int64_t s = before; s < inside; ++s) {
+            to[s * 3] = from[s];
+            to[s * 3 + 1] = from[s + x_channel];
+            to[s * 3 + 2] = from[s + 2 * x_channel];
+          }
+        else
+          for (int64_t c = 0; c < inputs; ++c)
+            for (int64_t s = before; s < inside; ++s) to[s * inputs + c] = from[s + c * x_channel];
       } else if ((uint64_t)column >= (uint64_t)width) ef_clear(to, take);
       else if (x_channel == 1) ef_copy(to, from, take);
       else

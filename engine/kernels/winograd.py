@@ -36,6 +36,7 @@ _SIZES = (
     *("pad_top", "pad_left", "x_image", "x_row", "x_column", "y_pixel"),
 )
 _SLACK = 16
+_MOST_FLOATS = 1 << 17
 
 
 @register
@@ -68,7 +69,10 @@ class Winograd(Kernel):
         outputs = take_integer(fields, "outputs_per_side", 2, 4)
         if outputs not in TRANSFORMS:
             raise ValueError(f"field outputs_per_side: found {outputs}, expected 2 or 4")
-        return cls(Tile.from_json(fields), outputs, Epilogue.from_json(fields.get("epilogue")))
+        tile = Tile.from_json(fields)
+        if tile.block_rows * max(tile.pitch, tile.block_columns) > _MOST_FLOATS:
+            raise ValueError("field row_tiles: a block would need too much scratch memory")
+        return cls(tile, outputs, Epilogue.from_json(fields.get("epilogue")))
 
     @property
     def _points(self) -> int:
@@ -125,7 +129,7 @@ class Winograd(Kernel):
 
     def scratch_nbytes(self, sizes: Sequence[int]) -> int:
         """Transformed inputs, their sums, a row of zeros and one tile of outputs."""
-        inputs = self.named(sizes)["inputs"]
+        inputs = self.named(sizes)["inputs"] if self.items(sizes) else 0
         points = self._points * (self._transformed_floats(inputs) + self._sum_floats)
         zeros = -(-inputs // 16) * 16 + 16
         return 4 * (points + zeros + self.outputs_per_side**2 * self.tile.columns)
