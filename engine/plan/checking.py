@@ -9,6 +9,7 @@ from engine.errors import PlanCorruptError
 from engine.ir.sizes import evaluate, symbols
 from engine.ir.types import TensorType
 from engine.ops.control import BatchedScan, ControlOperator, If, Loop
+from engine.ops.flex_attention import FlexAttention
 from engine.plan.expressions import LARGEST, LARGEST_PRODUCT, interval
 from engine.plan.fields import brief, refuse
 from engine.plan.guards import hold
@@ -255,10 +256,12 @@ def _bodies(step: HostStep, where: str, state: _State) -> None:
             refuse(f"{where}.bodies", "only control flow has bodies")
         return
     own, captured = operator.formal, len(step.inputs) - operator.formal
-    branches = isinstance(operator, If)
-    if len(step.bodies) != (2 if branches else 1) or not 1 <= own <= len(step.inputs):
+    branches, modifiers = isinstance(operator, If), isinstance(operator, FlexAttention)
+    counts = (0, 2) if modifiers else (2,) if branches else (1,)
+    if len(step.bodies) not in counts or not 1 <= own <= len(step.inputs):
         refuse(where, f"{operator.name} has a wrong number of bodies or inputs")
-    taken = captured + (0 if branches else own - isinstance(operator, BatchedScan))
+    formal = 0 if branches else 1 if modifiers else own - isinstance(operator, BatchedScan)
+    taken = captured + formal
     given = len(step.outputs) + isinstance(operator, Loop)
     if isinstance(operator, Loop) and own < 2:
         refuse(where, "Loop takes a count and a condition")
