@@ -113,6 +113,7 @@ def _rows(shown: dict[str, Json]) -> list[tuple[object, ...]]:
 def _save(path: Path, results: dict[str, Any]) -> None:
     """Write the outputs that are arrays of numbers; others have no place in such a file."""
     import io
+    import zipfile
 
     import numpy as np
 
@@ -126,6 +127,10 @@ def _save(path: Path, results: dict[str, Any]) -> None:
     if unfit:
         raise click.UsageError(f"output {unfit[0]!r} is no array of numbers; leave --output out")
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **results)
+    # What numpy.savez writes, for any name of an output: its own arguments take two of them.
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, value in results.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, value, allow_pickle=False)
     with disk_errors(str(path)):
         write_whole(path, [buffer.getvalue()])
