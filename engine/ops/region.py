@@ -22,7 +22,7 @@ from engine.ops.functions import REDUCTIONS
 from engine.ops.operator import DOMAIN, Operator, register
 from engine.ops.region_numpy import run, whole
 
-__all__ = ["Bound", "Gather", "Load", "Region", "Store", "varies"]
+__all__ = ["Bound", "Gather", "Load", "Region", "Store", "solve_symbols", "varies"]
 
 MOST_AXES = 8
 MOST_LOADS = 32
@@ -145,7 +145,7 @@ class Region(Operator):
     def meaning(self, *inputs: Any) -> Any:
         """The outputs; elements that no store writes are 0."""
         arrays = [np.asarray(item, order="C") for item in inputs]
-        bound = self.bind(_solve(self.operands, arrays))
+        bound = self.bind(solve_symbols(self.operands, arrays))
         results = [
             np.zeros([whole(dim) for dim in shape], dtype.numpy) for dtype, shape in bound.outputs()
         ]
@@ -268,7 +268,7 @@ def _check_value(value: Expression, region: Region) -> dict[Expression, bool]:
     return _varying(value, region.loads, len(region.space) - 1)
 
 
-def _solve(shapes: Sequence[Sequence[Dim]], arrays: Sequence[Array]) -> dict[str, int]:
+def solve_symbols(shapes: Sequence[Sequence[Dim]], arrays: Sequence[Array]) -> dict[str, int]:
     """Values of the symbols in declared shapes, from actual ones; each size linear in one."""
     known: dict[str, int] = {}
     pairs = []
