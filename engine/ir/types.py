@@ -9,7 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from engine.ir.sizes import Dim, product
+from engine.ir.sizes import Dim, product, symbols
 
 __all__ = [
     "Array",
@@ -23,6 +23,7 @@ __all__ = [
     "TensorType",
     "Type",
     "UnknownSize",
+    "is_bound",
 ]
 
 Array = np.ndarray[Any, Any]
@@ -227,3 +228,10 @@ class Operand:
         if self.content is not None:
             return list(self.content.reshape(-1))
         return None
+
+
+def is_bound(kind: Type) -> bool:
+    """Whether the shapes of the inputs alone settle this type's size."""
+    if not isinstance(kind, TensorType) or kind.shape is None:
+        return False
+    return not any(name.startswith("?") for dim in kind.shape for name in symbols(dim))

@@ -16,9 +16,9 @@ from engine.ir.types import (
     TensorType,
     Type,
     UnknownSize,
+    is_bound,
 )
 from engine.kernels.kernel import Kernel
-from engine.passes.make_views import is_bound
 from engine.plan.recipes import RecipeStep
 from engine.plan.structure import HostStep, KernelStep, Layer, Program, Slot, Step, Symbol, Weight
 

@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from engine.fusions.fusion import only_user
 from engine.ir.graph import Graph, Node, Value
 from engine.ir.infer import infer_node
-from engine.ir.types import DType, TensorType
+from engine.ir.types import DType, TensorType, is_bound
 from engine.ops.channels_last import ChannelNorm, ChannelShuffle, Pool
 from engine.ops.expression import call, load
 from engine.ops.fused import FusedConv
 from engine.ops.operator import Operator, find
 from engine.ops.sliding import Windows
-from engine.passes.make_views import is_bound
 
 __all__ = ["TO_NCHW", "TO_NHWC", "choose_layout"]
 

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from engine.ir.graph import Graph, Node
-from engine.ir.sizes import Dim, symbols
-from engine.ir.types import TensorType, Type
+from engine.ir.sizes import Dim
+from engine.ir.types import is_bound
 from engine.ops.view import View
 
-__all__ = ["is_bound", "make_views"]
+__all__ = ["make_views"]
 
 _RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "View")
-
-
-def is_bound(kind: Type) -> bool:
-    """Whether the shapes of the inputs alone settle this type's size."""
-    if not isinstance(kind, TensorType) or kind.shape is None:
-        return False
-    return not any(name.startswith("?") for dim in kind.shape for name in symbols(dim))
 
 
 def make_views(graph: Graph) -> bool:

@@ -7,11 +7,10 @@ from collections.abc import Callable, Sequence
 from engine.fusions.fusion import Match, replace
 from engine.ir.graph import Graph, Node, Value
 from engine.ir.sizes import Dim, product
-from engine.ir.types import DType, TensorType
+from engine.ir.types import DType, TensorType, is_bound
 from engine.ops.channels_last import ChannelNorm, ChannelShuffle
 from engine.ops.expression import Expression, call, constant, load
 from engine.ops.region import Bound, Gather, Load, Region, Store
-from engine.passes.make_views import is_bound
 from engine.passes.rows import REGION_DTYPES
 
 __all__ = ["contiguous", "move_data"]

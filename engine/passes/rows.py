@@ -10,10 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from engine.ir.graph import Node, Value
-from engine.ir.types import Dim, DType, TensorType
+from engine.ir.types import Dim, DType, TensorType, is_bound
 from engine.ops.elementwise import ElementwiseOperator
 from engine.ops.expression import Expression, call, cast, constant, load, substitute
-from engine.passes.make_views import is_bound
 
 __all__ = ["REGION_DTYPES", "RowForm", "row_form"]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from engine.ir.graph import Node
 from engine.ir.sizes import Dim, ceildiv, evaluate
-from engine.ir.types import DType, TensorType
+from engine.ir.types import DType, TensorType, is_bound
 from engine.kernels import convolution, winograd
 from engine.kernels.convolution import Convolution
 from engine.kernels.epilogue import Epilogue
@@ -14,7 +14,6 @@ from engine.kernels.packing import packed_columns_size
 from engine.kernels.winograd import Winograd
 from engine.lower.builder import ProgramBuilder
 from engine.ops.fused import FusedConv
-from engine.passes.make_views import is_bound
 from engine.plan.recipes import RecipeStep
 from engine.tactics.tactic import Candidate, Refusal, register
 

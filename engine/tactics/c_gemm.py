@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from engine.ir.graph import Node, Value
 from engine.ir.sizes import Dim, evaluate, product
-from engine.ir.types import DType, TensorType
+from engine.ir.types import DType, TensorType, is_bound
 from engine.kernels.epilogue import Epilogue
 from engine.kernels.gemm import Gemm, candidates
 from engine.kernels.packing import packed_columns_size
 from engine.lower.builder import ProgramBuilder
 from engine.ops.fused import FusedMatMul
-from engine.passes.make_views import is_bound
 from engine.plan.recipes import RecipeStep
 from engine.tactics.tactic import Candidate, Refusal, register
 
