@@ -8,6 +8,7 @@ pixel, so that a slice of the channels of a wider tensor can be written.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -32,6 +33,7 @@ from engine.kernels.packing import packed_columns_size
 __all__ = ["Convolution", "candidates"]
 
 ORDERS = ("rows", "columns")
+_THIN = 32
 _SIZES = (
     *("images", "height", "width", "groups", "inputs", "outputs"),
     *("kernel_height", "kernel_width", "out_height", "out_width"),
@@ -185,16 +187,33 @@ def _sum_taps(operands: Sequence[Array], s: Mapping[str, int], columns: int, sum
     padded[:, top : top + used.shape[1], left : left + used.shape[2]] = used
     panels = -(-outputs // columns)
     layout = (groups, panels, taps_high, taps_wide, inputs, columns)
-    filters = operands[1][: np.prod(layout, dtype=np.int64)].reshape(layout)
-    for r in range(taps_high):
-        for t in range(taps_wide):
-            y0, x0 = r * s["dilation_height"], t * s["dilation_width"]
-            part = padded[:, y0 :: s["stride_height"], x0 :: s["stride_width"]]
-            part = part[:, : s["out_height"], : s["out_width"]]
-            rows = part.reshape(-1, groups, inputs)
-            for g in range(groups):
-                product = np.matmul(rows[:, g], filters[g, :, r, t])
-                sums[:, g] += np.moveaxis(product, 0, 1).reshape(len(rows), -1)[:, :outputs]
+    filters = operands[1][: math.prod(layout)].reshape(layout)
+    image, row, column, channel = padded.strides
+    windows = np.lib.stride_tricks.as_strided(
+        padded,
+        (s["images"], s["out_height"], s["out_width"], taps_high, taps_wide, groups * inputs),
+        (
+            *(image, row * s["stride_height"], column * s["stride_width"]),
+            *(row * s["dilation_height"], column * s["dilation_width"], channel),
+        ),
+    )
+    # Few channels make thin products: then the taps of a row are gathered beside each other.
+    whole = inputs < _THIN
+    for g in range(groups):
+        part = windows[..., g * inputs : (g + 1) * inputs]
+        if whole:
+            taps = filters[g].reshape(panels, -1, columns)
+            sums[:, g] = _joined(part.reshape(len(sums), -1), taps)[:, :outputs]
+            continue
+        for r in range(taps_high):
+            for t in range(taps_wide):
+                rows = part[:, :, :, r, t].reshape(len(sums), inputs)
+                sums[:, g] += _joined(rows, filters[g, :, r, t])[:, :outputs]
+
+
+def _joined(rows: Array, panels: Array) -> Array:
+    """Products of rows with every panel, side by side."""
+    return np.moveaxis(np.matmul(rows, panels), 0, 1).reshape(len(rows), -1)
 
 
 def candidates(
