@@ -213,7 +213,8 @@ def _sum_taps(operands: Sequence[Array], s: Mapping[str, int], columns: int, sum
 
 def _joined(rows: Array, panels: Array) -> Array:
     """Products of rows with every panel, side by side."""
-    return np.moveaxis(np.matmul(rows, panels), 0, 1).reshape(len(rows), -1)
+    products: Array = np.matmul(rows, panels)
+    return np.moveaxis(products, 0, 1).reshape(len(rows), -1)
 
 
 def candidates(
