@@ -75,11 +75,12 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A step failed: `kind` is `model` or `infrastructure`."""
+    """A step failed: `kind` is `model` or `infrastructure`, `version` that of the worker."""
 
     kind: str
     error_class: str
     message: str
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,6 +153,7 @@ class LocalDesk:
                     "kind": outcome.kind,
                     "class": outcome.error_class,
                     "message": outcome.message,
+                    "version": outcome.version,
                 }
                 steps.fail_job(rows, job, error, policy=self._policy, at=at)
             elif isinstance(outcome, Cancelled) and build.cancel_requested:

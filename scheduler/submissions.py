@@ -38,7 +38,11 @@ class Submitted:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A wish for an engine: what to build, for whom, and under which name to keep it."""
+    """A wish for an engine: what to build, for whom, and under which name to keep it.
+
+    `version` is the program's: another version may succeed where an earlier one failed, so a
+    failure is remembered for its own version only.
+    """
 
     spec: BuildSpec
     model_name: str
@@ -46,6 +50,7 @@ class Request:
     user: str
     name: EngineName | None = None
     force: bool = False
+    version: str = ""
 
 
 class Submissions:
@@ -77,7 +82,7 @@ class Submissions:
             if open_build is not None:
                 return self._attach(rows, open_build, request, at=at)
             newest = rows.builds.newest_of_key(key)
-            if newest is not None and _is_remembered(newest) and not request.force:
+            if newest is not None and _is_remembered(newest, request.version) and not request.force:
                 return Submitted(Answer.KNOWN_FAILURE, build=newest)
             generation = 1 if engine is None else engine.generation + 1
             build = self._insert(rows, request, key, generation=generation, at=at)
@@ -154,10 +159,14 @@ class Submissions:
         return bool(self._blobs.missing([engine.digest, engine.statement_digest]))
 
 
-def _is_remembered(build: Build) -> bool:
-    """Whether a build failed in a way that trying again cannot change."""
+def _is_remembered(build: Build, version: str) -> bool:
+    """Whether a build failed in a way that trying again with this version cannot change."""
     failure = build.failure or {}
-    return build.state == State.FAILED and failure.get("kind") == FailureKind.MODEL
+    return (
+        build.state == State.FAILED
+        and failure.get("kind") == FailureKind.MODEL
+        and failure.get("version") == version
+    )
 
 
 def _point_name(rows: Rows, name: EngineName | None, engine: Engine, *, at: float) -> None:

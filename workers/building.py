@@ -29,7 +29,11 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """An engine and how it was come by: `hit`, `built`, `attached` or `same`."""
+    """An engine and how it was come by.
+
+    `answer` is `hit`, `built`, `resumed` (an earlier process began), `attached` (another process
+    built while this one waited) or `same` (as an engine under another key).
+    """
 
     answer: str
     engine: Engine
@@ -92,6 +96,7 @@ def _build(home: Home, wish: Wish, spec: BuildSpec, compiler: Compiler) -> tuple
         user=settings.user_name(),
         name=wish.name,
         force=wish.force,
+        version=settings.program_version(),
     )
     submitted = farm.submissions.submit(request)
     if submitted.engine is not None:
@@ -109,7 +114,9 @@ def _build(home: Home, wish: Wish, spec: BuildSpec, compiler: Compiler) -> tuple
         raise InfrastructureError(f"the engine of build {build.id} was removed; build it again")
     if engine.same_as is not None:
         return "same", engine
-    return ("attached" if submitted.answer is Answer.ATTACHED else "built"), engine
+    if submitted.answer is Answer.ATTACHED:
+        return ("resumed" if waiter.has_worked else "attached"), engine
+    return "built", engine
 
 
 def _failed(build: Build, *, remembered: bool = False) -> Exception:

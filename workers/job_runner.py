@@ -14,6 +14,7 @@ from scheduler.model_files import DigestCache, model_files
 from scheduler.states import FailureKind, Kind
 from storage.blobs import BlobStore, put_file, save_blob
 from storage.records import Json
+from workers import settings
 from workers.check_engine import check_in_fresh_process
 from workers.compiler import Compiler
 from workers.exit_codes import ExitCode, exit_code_of
@@ -199,4 +200,5 @@ def _failure(error: Exception) -> Failed:
         kind=FailureKind.MODEL if is_model else FailureKind.INFRASTRUCTURE,
         error_class=type(error).__name__,
         message=message,
+        version=settings.program_version(),
     )

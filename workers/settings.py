@@ -1,4 +1,4 @@
-"""The environment variables that the workers and the command line read, each in one place."""
+"""What the workers and the command line learn from their environment, each in one place."""
 
 from __future__ import annotations
 
@@ -49,3 +49,13 @@ def wants_traceback() -> bool:
 def user_name() -> str:
     """The name under which this process submits builds: ENGINEFARM_USER, USER, or the user id."""
     return os.environ.get("ENGINEFARM_USER") or os.environ.get("USER") or f"uid-{os.getuid()}"
+
+
+def program_version() -> str:
+    """The version of the installed distribution, or `source` when it runs from a checkout."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("enginefarm")
+    except metadata.PackageNotFoundError:
+        return "source"

@@ -29,7 +29,10 @@ POLL_S = 0.2
 
 
 class Waiter:
-    """Waits for one build in this process; keeps what went wrong while it worked."""
+    """Waits for one build in this process.
+
+    `has_worked` tells whether this process itself ran any of the build's jobs.
+    """
 
     def __init__(self, farm: Farm, build: Build, compiler: Compiler, progress: Progress) -> None:
         self._farm = farm
@@ -37,6 +40,7 @@ class Waiter:
         self._spec = BuildSpec.from_json(build.spec)
         self._progress = progress
         self._seen = 0
+        self.has_worked = False
         self._interrupts = Interrupts()
         self._work = farm.home.work
         self._runner = JobRunner(
@@ -91,7 +95,7 @@ class Waiter:
                 assignment = self._farm.desk.claim(worker, build_id=self._build.id)
             if assignment is None:
                 break
-            claimed = True
+            claimed = self.has_worked = True
             self._runner.run(assignment)
         if not claimed:
             time.sleep(POLL_S)

@@ -128,6 +128,11 @@ class DeskContract:
         assert again.build is not None
         assert again.build.failure is not None
         assert again.build.failure["message"] == "operator Nonsense is unknown"
+        assert parts.submit(version="next").answer == "queued"
+
+    def test_a_build_is_forced_in_spite_of_a_failure_that_is_remembered(self, parts: Parts) -> None:
+        parts.submit()
+        parts.desk.release(claimed(parts.desk).lease, Failed("model", "ModelError", "no"))
         assert parts.submit(force=True).answer == "queued"
 
     def test_a_failure_of_the_machine_is_not_remembered(self, parts: Parts) -> None:

@@ -123,7 +123,7 @@ def test_who_waits_takes_over_when_the_builder_is_killed(
     assert enginefarm.wait_until(lambda: len(enginefarm.lines()) > before) < 2.0
     out, err = waiter.communicate(timeout=60)
     assert waiter.returncode == 0, err
-    assert json.loads(out)["answer"] == "attached"
+    assert json.loads(out)["answer"] == "resumed"
     with enginefarm.farm().database.reading() as rows:
         build = rows.builds.newest()[0]
         states = [
@@ -233,7 +233,7 @@ def test_a_disk_that_is_full_for_a_blob_leaves_nothing_half_written(
         _, err = enginefarm.run("build", model, code=8)
     assert "disk is full" in err
     assert not files_of(enginefarm.folder)
-    assert enginefarm.json("build", model)["answer"] in ("built", "attached")
+    assert enginefarm.json("build", model)["answer"] in ("built", "resumed")
     assert enginefarm.json("build", model)["answer"] == "hit"
 
 
@@ -260,7 +260,7 @@ def test_a_disk_that_is_full_for_the_database_leaves_a_build_to_resume(
         patched.setattr(database, "_sqlite_engine", limited)
         _, err = enginefarm.run("build", model, code=8, null="tasks=60")
     assert "disk is full" in err
-    assert enginefarm.json("build", model, null="tasks=60")["answer"] in ("built", "attached")
+    assert enginefarm.json("build", model, null="tasks=60")["answer"] in ("built", "resumed")
     assert not files_of(enginefarm.folder)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -30,8 +29,8 @@ def save_model(path: Path, *, operator: str = "Relu", external: str | None = Non
             helper.make_node(operator, ["m"], ["y"]),
         ],
         "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 16])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 8])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, 16])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, 8])],
         initializer=[weight],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
@@ -40,7 +39,7 @@ def save_model(path: Path, *, operator: str = "Relu", external: str | None = Non
 
 
 def build(line: CommandLine, model: Path, *words: object) -> Json:
-    return line.json("build", model, "--shape", "x=batch=1..4..8,16", *words, **REAL)
+    return line.json("build", model, *words, **REAL)
 
 
 @pytest.fixture
@@ -54,7 +53,7 @@ def test_a_model_is_built_checked_and_runs(line: CommandLine, tmp_path: Path) ->
     built = build(line, save_model(tmp_path / "m.onnx"), "-o", output)
     assert built["answer"] == "built"
     assert built["report"]["check"]["compared"] == 1
-    x = np.random.default_rng(2).standard_normal((3, 16)).astype(np.float32)
+    x = np.random.default_rng(2).standard_normal((4, 16)).astype(np.float32)
     found = engine.load(output)({"x": x})["y"]
     np.testing.assert_allclose(found, np.maximum(x @ WEIGHT, 0), rtol=1e-4, atol=1e-5)
     assert build(line, tmp_path / "m.onnx")["answer"] == "hit"
@@ -85,17 +84,15 @@ def test_weights_in_another_file_enter_the_key(line: CommandLine, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
-    [(b"", ""), (b"this is a letter", ""), (b"\x08\x0a" + b"\xff" * 40, "")],
+    "content", [b"", b"this is a letter", b"\x08\x0a" + b"\xff" * 40], ids=["empty", "text", "cut"]
 )
 def test_what_is_no_model_fails_with_the_code_of_a_model(
-    line: CommandLine, tmp_path: Path, content: bytes, said: str
+    line: CommandLine, tmp_path: Path, content: bytes
 ) -> None:
     model = tmp_path / "m.onnx"
     model.write_bytes(content)
     _, err = line.run("build", model, code=7, **REAL)
-    assert err.splitlines()[-1].startswith("error: ")
-    assert said in err
+    assert "is not an ONNX model" in err.splitlines()[-1]
     assert not list(line.home.engines.glob("*"))
 
 
@@ -115,4 +112,3 @@ def test_external_data_that_is_absent_is_named(line: CommandLine, tmp_path: Path
     model = save_model(tmp_path / "m.onnx", external="w.bin")
     _, err = line.run("build", model, code=7, **REAL)
     assert "w.bin" in err
-    onnx.load(model, load_external_data=False)

@@ -59,9 +59,9 @@ class VerbGroup(click.Group):
 def _print_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
     """Print the distribution's version and leave."""
     if wanted:
-        from importlib.metadata import version
+        from workers.settings import program_version
 
-        click.echo(f"enginefarm {version('enginefarm')}")
+        click.echo(f"enginefarm {program_version()}")
         ctx.exit()
 
 

@@ -18,7 +18,8 @@ from workers.output import announced_home, json_option, print_fields, print_json
 _WORDS = {
     "hit": "hit (exact) in {seconds:.2f} s",
     "built": "built in {seconds:.1f} s",
-    "attached": "built together with another process in {seconds:.1f} s",
+    "resumed": "built in {seconds:.1f} s, going on from where an earlier process stopped",
+    "attached": "built by another process; waited {seconds:.1f} s",
     "same": "same as {same_as:.12} under another export; found in {seconds:.1f} s",
 }
 
