@@ -56,8 +56,8 @@ _FUSIONS: dict[str, Fusion] = {}
 def fusion(statement: str, *anchors: str, stage: str = "canonical") -> Callable[[Rule], Rule]:
     """Decorator: a rule ``(graph, node) -> Match | Refused | None`` with its statement.
 
-    ``stage`` says when it runs: "canonical" (on the model's own operators) or "layout" (after the
-    layout is chosen).
+    ``stage`` says when it runs, in this order: "attention" and "projections" (on the model's own
+    operators), "canonical" (all others), "layout" (after the layout is chosen).
     """
 
     def enter(rule: Rule) -> Rule:

@@ -81,6 +81,10 @@ def _fuse(stage: str) -> Pass:
 
 #: What follows the canonical form, in order.
 PIPELINE: tuple[Pass, ...] = (
+    _fuse("attention"),
+    remove_dead,
+    _fuse("projections"),
+    remove_dead,
     _fuse("canonical"),
     remove_dead,
     choose_layout,

@@ -70,7 +70,7 @@ class Engine:
                 self.calls[id(step)] = HostCall(step, self.weights, where)
 
     def _greatest_arena(self) -> int:
-        """Bytes to reserve for the greatest shapes; 0 when that would be too much to take at once."""
+        """Bytes to reserve for the greatest shapes; 0 when that is too much to take at once."""
         sizes = {}
         for symbol in self.program.symbols:
             if not isinstance(symbol.greatest, int):

@@ -20,7 +20,7 @@ from engine.tactics.tactic import Candidate, Refusal, register
 __all__ = ["CConvolution", "CWinograd"]
 
 
-def _refusal(node: Node, name: str) -> Refusal | None:
+def refusal(node: Node, name: str) -> Refusal | None:
     values = [value for value in node.inputs if value is not None] + node.outputs
     if any(value.tensor.dtype is not DType.FLOAT32 for value in values):
         return Refusal(name, "only float32 is generated")
@@ -65,9 +65,9 @@ class CConvolution:
 
     def offers(self, node: Node, point: Mapping[str, int]) -> Sequence[Candidate] | Refusal:
         """One candidate per tile and order worth measuring."""
-        refusal = _refusal(node, self.name)
-        if refusal is not None:
-            return refusal
+        refused = refusal(node, self.name)
+        if refused is not None:
+            return refused
         op, weight = node.op, node.inputs[1]
         assert isinstance(op, FusedConv) and weight is not None
         images, height, width, outputs = node.outputs[0].tensor.dims
@@ -116,9 +116,9 @@ class CWinograd:
 
     def offers(self, node: Node, point: Mapping[str, int]) -> Sequence[Candidate] | Refusal:
         """Candidates for both tile sizes."""
-        refusal = _refusal(node, self.name)
-        if refusal is not None:
-            return refusal
+        refused = refusal(node, self.name)
+        if refused is not None:
+            return refused
         op, weight = node.op, node.inputs[1]
         assert isinstance(op, FusedConv) and weight is not None
         if weight.tensor.dims[2:] != (3, 3):

@@ -1,0 +1,173 @@
+"""Attention over strided queries, keys and values; made by the attention fusion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from engine.ir.sizes import Dim, dim_from_json, dim_to_json, evaluate
+from engine.ir.types import Array, DType, Operand, TensorType, Type
+from engine.ops.operator import DOMAIN, Operator, register
+from engine.ops.region import solve_symbols
+
+__all__ = ["FusedAttention", "HeadAccess"]
+
+Dims = tuple[Dim, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadAccess:
+    """Where element (batch, head, row, 0) of an operand lies; elements of a head are adjacent."""
+
+    offset: Dim
+    batch: Dim
+    head: Dim
+    row: Dim
+
+    def dims(self) -> Dims:
+        """Offset, then the three strides."""
+        return self.offset, self.batch, self.head, self.row
+
+
+@register("FusedAttention", domain=DOMAIN)
+@dataclass(frozen=True, slots=True)
+class FusedAttention(Operator):
+    """softmax(scale Q K^T + mask) V, float32; inputs are Q, K, V (often one packed tensor), mask.
+
+    ``sizes`` are batch, heads, queries, keys; ``group`` query heads share a key head. The mask is
+    added; "key" has one value per key, "full" one per query and key. The output has ``shape`` and
+    is written through ``out``. ``operands`` are the input shapes, from which symbols get values.
+    """
+
+    head_size: int
+    scale: float
+    sizes: Dims
+    query: HeadAccess
+    key: HeadAccess
+    value: HeadAccess
+    out: HeadAccess
+    shape: Dims
+    operands: tuple[Dims, ...]
+    mask: str = "none"
+    mask_access: HeadAccess = HeadAccess(0, 0, 0, 0)
+    causal: bool = False
+    group: int = 1
+
+    def infer(self, *operands: Operand | None) -> Sequence[Type]:
+        return [TensorType(DType.FLOAT32, self.shape)]
+
+    def meaning(self, *inputs: Array) -> Array:
+        arrays = [np.asarray(item, order="C") for item in inputs]
+        known = solve_symbols(self.operands, arrays)
+        batch, heads, queries, keys = (evaluate(dim, known) for dim in self.sizes)
+        shared = -(-heads // self.group)
+        q = _view(arrays[0], self.query, (batch, heads, queries, self.head_size), known)
+        k = _view(arrays[1], self.key, (batch, shared, keys, self.head_size), known)
+        v = _view(arrays[2], self.value, (batch, shared, keys, self.head_size), known)
+        index = np.arange(heads) // self.group
+        scores = (q * np.float32(self.scale)) @ k[:, index].swapaxes(-1, -2)
+        if self.mask != "none":
+            rows = queries if self.mask == "full" else 1
+            scores = scores + _view(arrays[3], self.mask_access, (batch, heads, rows, keys), known)
+        if self.causal:
+            visible = np.arange(keys) <= np.arange(queries)[:, None]
+            scores = np.where(visible, scores, np.float32("-inf"))
+        scores = scores - scores.max(-1, keepdims=True, initial=-np.inf)
+        weights = np.exp(scores)
+        weights /= weights.sum(-1, keepdims=True)
+        result = np.empty([evaluate(dim, known) for dim in self.shape], np.float32)
+        out = _view(result, self.out, (batch, heads, queries, self.head_size), known)
+        out[...] = weights @ v[:, index]
+        return result
+
+    def attributes(self) -> dict[str, Any]:
+        """Everything as JSON; sizes that may be symbolic in their own form."""
+        return {
+            "head_size": self.head_size,
+            "scale": self.scale,
+            "sizes": _to_json(self.sizes),
+            "accesses": [
+                _to_json(item.dims())
+                for item in (self.query, self.key, self.value, self.out, self.mask_access)
+            ],
+            "shape": _to_json(self.shape),
+            "operands": [_to_json(item) for item in self.operands],
+            "mask": self.mask,
+            "causal": self.causal,
+            "group": self.group,
+        }
+
+    @classmethod
+    def from_attributes(cls, values: Mapping[str, Any]) -> FusedAttention:
+        """Read `attributes`' JSON, which may be hostile; ValueError says what is wrong."""
+        wanted = {"head_size", "scale", "sizes", "accesses", "shape", "operands", "mask", "causal"}
+        if set(values) != wanted | {"group"}:
+            raise ValueError("an attention has other fields than it should")
+        accesses = [HeadAccess(*_dims(item, 4)) for item in _rows(values["accesses"], 5)]
+        if len(accesses) != 5 or values["mask"] not in ("none", "key", "full"):
+            raise ValueError("an attention needs five accesses and a kind of mask")
+        head_size, group = values["head_size"], values["group"]
+        if type(head_size) is not int or not 1 <= head_size <= 4096 or type(group) is not int:
+            raise ValueError("an attention's head size or group is no such number")
+        if group < 1 or not isinstance(values["scale"], float):
+            raise ValueError("an attention's group or scale is no such number")
+        return cls(
+            head_size,
+            values["scale"],
+            _dims(values["sizes"], 4),
+            accesses[0],
+            accesses[1],
+            accesses[2],
+            accesses[3],
+            tuple(_dim(item) for item in _rows(values["shape"], 8)),
+            tuple(tuple(map(_dim, _rows(item, 8))) for item in _rows(values["operands"], 4)),
+            mask=values["mask"],
+            mask_access=accesses[4],
+            causal=bool(values["causal"]),
+            group=group,
+        )
+
+
+def _view(
+    array: Array, access: HeadAccess, shape: tuple[int, ...], known: Mapping[str, int]
+) -> Array:
+    """A strided view, checked against the array's end; ValueError when it would leave."""
+    offset, *steps = (evaluate(dim, known) for dim in access.dims())
+    steps.append(1)
+    reach = offset + 1 + sum((n - 1) * s for n, s in zip(shape, steps))
+    if 0 not in shape and (reach > array.size or min(offset, *steps) < 0):
+        raise ValueError(f"attention reaches element {reach} of {array.size}")
+    flat = array.reshape(-1)[offset:]
+    return np.lib.stride_tricks.as_strided(flat, shape, [s * array.itemsize for s in steps])
+
+
+def _to_json(dims: Dims) -> list[Any]:
+    return [dim_to_json(dim) for dim in dims]
+
+
+def _rows(value: Any, most: int) -> list[Any]:
+    if not isinstance(value, list) or len(value) > most:
+        raise ValueError(f"an attention holds no list of at most {most} parts")
+    return value
+
+
+def _dim(value: Any) -> Dim:
+    names: set[str] = set()
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, list):
+            stack += item[1:]
+        elif isinstance(item, str):
+            names.add(item)
+    return dim_from_json(value, names)
+
+
+def _dims(value: Any, count: int) -> Any:
+    rows = _rows(value, count)
+    if len(rows) != count:
+        raise ValueError(f"an attention needs {count} sizes, found {len(rows)}")
+    return tuple(map(_dim, rows))
