@@ -168,9 +168,10 @@ class MaxPool8(_Pool):
     output_count: int = 0
 
     def infer(self, x: Operand, /) -> list[TensorType]:
-        """[N, C, *windows], twice."""
+        """[N, C, *windows], for the indices too when they are asked for."""
         shape = _shape(tensor(x, "X"), self.windows())
-        return [TensorType(x.dtype, shape), TensorType(DType.INT64, shape)]
+        both = [TensorType(x.dtype, shape), TensorType(DType.INT64, shape)]
+        return both[:1] if self.output_count == 1 else both
 
     def meaning(self, x: Array, /) -> Array | tuple[Array, ...]:
         """Maxima over the places of a window; the indices only when they are asked for."""

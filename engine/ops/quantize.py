@@ -338,11 +338,12 @@ class DynamicQuantizeLinear(Operator):
         ]
 
     def meaning(self, x: Array, /) -> tuple[Array, ...]:
-        """The scale is range / 255, or 1 / 255 when the range is empty."""
+        """The scale is the range / 255, or 1 when the range is empty."""
         least = np.minimum(x.min(initial=0), x.dtype.type(0))
         greatest = np.maximum(x.max(initial=0), x.dtype.type(0))
-        width = x.dtype.type(1) if greatest == least else greatest - least
-        scale = np.asarray(width / x.dtype.type(255))
+        scale = np.asarray((greatest - least) / x.dtype.type(255))
+        if greatest == least:
+            scale = np.ones_like(scale)
         zero = np.asarray(np.rint(np.clip(-least / scale, 0, 255)).astype(np.uint8))
         return requantize(x / scale, zero), scale, zero
 

@@ -42,7 +42,8 @@ def softmax(x: Array, axis: int) -> Array:
 def log_softmax(x: Array, axis: int) -> Array:
     """The difference x - log of the sum of exp(x) along the axis, in float32 or float64."""
     shifted = _shifted(x, axis)
-    return np.asarray(shifted - np.log(np.sum(np.exp(shifted), axis=axis, keepdims=True)))
+    total = np.sum(np.exp(shifted), axis=axis, keepdims=True)
+    return np.asarray(shifted - np.log(total)) if x.size else shifted
 
 
 def hard_maximum(x: Array, axis: int) -> Array:
