@@ -12,6 +12,7 @@ import sqlite3
 from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from storage.records import Engine
@@ -38,21 +39,33 @@ def find_named_engine(database: Path, name: str, tag: str) -> Engine | None:
 
 
 def _ask(database: Path, query: str, values: tuple[str, ...]) -> Engine | None:
-    """Run one query on a database opened for reading."""
+    """Run one query on a database opened for reading.
+
+    In a folder that may not be written SQLite cannot open a database in WAL mode, unless it is told
+    that nobody changes it; while there is no log beside it, nobody does.
+    """
     if not database.is_file():
         return None
-    try:
-        address = f"file:{quote(str(database))}?mode=ro"
-        with closing(sqlite3.connect(address, uri=True, timeout=2.0)) as connection:
-            found = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-            if found is None or found[0] != HEAD:
-                return None
-            row = connection.execute(query, values).fetchone()
-    except sqlite3.Error:
-        return None
+    row = _row(database, "mode=ro", query, values)
+    if row is None and not database.with_name(f"{database.name}-wal").exists():
+        row = _row(database, "immutable=1", query, values)
     if row is None:
         return None
     values_by_column = dict(zip(_COLUMNS, row, strict=True))
     for column in _JSON_COLUMNS:
         values_by_column[column] = json.loads(values_by_column[column])
     return Engine(**values_by_column)
+
+
+def _row(database: Path, mode: str, query: str, values: tuple[str, ...]) -> tuple[Any, ...] | None:
+    """The first row of a query, or None when there is none or the database cannot be read."""
+    try:
+        address = f"file:{quote(str(database))}?{mode}"
+        with closing(sqlite3.connect(address, uri=True, timeout=2.0)) as connection:
+            found = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+            if found is None or found[0] != HEAD:
+                return None
+            row: tuple[Any, ...] | None = connection.execute(query, values).fetchone()
+            return row
+    except sqlite3.Error:
+        return None

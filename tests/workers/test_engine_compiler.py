@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import engine
 from storage.records import Json
-from tests.workers.conftest import CommandLine
+from tests.workers.conftest import ROOT, CommandLine
 
 REAL = {"ENGINEFARM_COMPILER": "engine"}
 WEIGHT = np.random.default_rng(1).standard_normal((16, 8)).astype(np.float32)
@@ -112,3 +116,32 @@ def test_external_data_that_is_absent_is_named(line: CommandLine, tmp_path: Path
     model = save_model(tmp_path / "m.onnx", external="w.bin")
     _, err = line.run("build", model, code=7, **REAL)
     assert "w.bin" in err
+
+
+def test_a_hit_imports_neither_the_compiler_s_onnx_nor_an_orm(
+    line: CommandLine, tmp_path: Path
+) -> None:
+    model = save_model(tmp_path / "m.onnx")
+    build(line, model)
+    code = (
+        "import sys; from workers.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "rooms = {name.split('.')[0] for name in sys.modules}\n"
+        "print(sorted(rooms & {'sqlalchemy', 'alembic', 'cryptography', 'rich', 'onnx'}))"
+    )
+    times = []
+    for _ in range(3):
+        began = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-c", code, "build", str(model)],
+            cwd=ROOT,
+            env={**os.environ, **line.variables(""), **REAL},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        times.append(time.monotonic() - began)
+        assert done.stdout.startswith("hit (exact)")
+        assert done.stdout.splitlines()[-1] == "[]"
+    assert min(times) < 0.5

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -176,3 +179,32 @@ def test_gc_leaves_a_build_that_is_under_way_alone(enginefarm: CommandLine) -> N
     enginefarm.run("gc", "--grace-hours", "0")
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
+
+
+def test_a_terminal_sees_the_steps_of_a_build(enginefarm: CommandLine) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "from workers.cli import main; main()",
+            "build",
+            str(enginefarm.model()),
+        ],
+        cwd=ROOT,
+        env={**os.environ, **enginefarm.variables("tune_s=0.3"), "TERM": "xterm"},
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    seen = b""
+    # Reading a terminal whose other side is closed is an error on Linux.
+    with suppress(OSError):
+        while piece := os.read(ours, 4096):
+            seen += piece
+    os.close(ours)
+    assert process.wait(timeout=60) == 0
+    assert process.stdout is not None
+    assert process.stdout.read().startswith(b"built in ")
+    assert seen.startswith(b"embedded farm in ")
+    assert b"measuring" in seen
