@@ -22,6 +22,7 @@ __all__ = [
     "fill_in",
     "print_blocked",
     "print_sizes",
+    "product_cost",
     "ranked_shapes",
     "scratch_layout",
 ]

@@ -232,8 +232,8 @@ def candidates(
     shapes = ranked_shapes(pixels, outputs, isa or detect())[:4]
     tiles = [_blocked(pixels, outputs, shape) for shape in shapes]
     found = [Convolution(tile, epilogue) for tile in tiles]
-    if depth * outputs * 4 > 1 << 20:
-        found += [Convolution(tile, epilogue, "columns") for tile in tiles[:2]]
+    if depth * outputs * 4 > 1 << 20:  # weights beyond the inner caches: keep a block of them
+        found[1:1] = [Convolution(tiles[0], epilogue, "columns")]
     return found
 
 

@@ -219,8 +219,8 @@ def candidates(
     else:
         tiles = [_blocked(m, n, shape) for shape in ranked_shapes(m, n, isa)[:4]]
     found = [Gemm(tile, epilogue, packed) for tile in tiles]
-    if k * n * 4 > 1 << 20 and m > 4:
-        found += [Gemm(tile, epilogue, packed, "columns") for tile in tiles[:2]]
+    if k * n * 4 > 1 << 20 and m > 4:  # weights beyond the inner caches: keep a block of them
+        found[1:1] = [Gemm(tiles[0], epilogue, packed, "columns")]
     return found
 
 

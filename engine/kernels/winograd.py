@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import ClassVar, Self
 
 import numpy as np
@@ -21,6 +22,7 @@ from engine.kernels.blocked import (
     fill_in,
     print_blocked,
     print_sizes,
+    product_cost,
     ranked_shapes,
 )
 from engine.kernels.epilogue import IDENTITY, Epilogue
@@ -29,7 +31,7 @@ from engine.kernels.kernel import Array, Kernel, refuse_others, register, take_i
 from engine.kernels.packing import packed_columns_size
 from engine.kernels.transforms import TRANSFORMS, print_transform
 
-__all__ = ["Winograd", "candidates"]
+__all__ = ["Winograd", "candidates", "ranked_candidates"]
 
 _SIZES = (
     *("images", "height", "width", "groups", "inputs", "outputs", "out_height", "out_width"),
@@ -37,6 +39,10 @@ _SIZES = (
 )
 _SLACK = 16
 _MOST_FLOATS = 1 << 17
+# What two cores of a server do; only the ranking of candidates depends on these.
+_STEPS_PER_SECOND = 1e10
+_WEIGHT_BYTES_PER_SECOND = 3.5e10
+_MOVED_BYTES_PER_SECOND = 6e10
 
 
 @register
@@ -257,6 +263,38 @@ def candidates(
             if kernel not in found:
                 found.append(kernel)
     return found
+
+
+def ranked_candidates(
+    out_size: tuple[int, int, int],
+    outputs: int,
+    inputs: int,
+    *,
+    groups: int = 1,
+    epilogue: Epilogue = IDENTITY,
+    isa: Isa | None = None,
+) -> list[Winograd]:
+    """Candidates of both tile sizes, taken in turns, the size likelier to win first.
+
+    ``out_size`` is images, height and width of the output; channels are per group.
+    """
+    isa = isa or detect()
+    images, height, width = out_size
+    sides = []
+    for side in sorted(TRANSFORMS):
+        tiles = images * -(-height // side) * -(-width // side)
+        shape = ranked_shapes(tiles, outputs, isa)[0]
+        points = (side + 2) ** 2 * groups
+        seconds = points * inputs * product_cost(tiles, outputs, shape, isa) / _STEPS_PER_SECOND
+        seconds += 4.0 * points * inputs * outputs / _WEIGHT_BYTES_PER_SECOND
+        seconds += 4.0 * points * tiles * (inputs + outputs) / _MOVED_BYTES_PER_SECOND
+        offered = candidates(
+            tiles, outputs, inputs, outputs_per_side=side, epilogue=epilogue, isa=isa
+        )
+        sides.append((seconds, offered))
+    sides.sort(key=lambda side: side[0])
+    turns = zip_longest(*(offered for _, offered in sides))
+    return [kernel for turn in turns for kernel in turn if kernel is not None][:6]
 
 
 _TRANSFORMS = r"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from engine.ir.graph import Node
-from engine.ir.sizes import Dim, ceildiv, evaluate
+from engine.ir.sizes import Dim, evaluate
 from engine.ir.types import DType, TensorType, is_bound
 from engine.kernels import convolution, winograd
 from engine.kernels.convolution import Convolution
@@ -112,6 +112,7 @@ class CWinograd:
     """Serves 3x3 convolutions with stride 1 over NHWC by F(2x2, 3x3) and F(4x4, 3x3)."""
 
     name = "c.winograd"
+    specialised = True
     kinds = ("FusedConv",)
 
     def offers(self, node: Node, point: Mapping[str, int]) -> Sequence[Candidate] | Refusal:
@@ -130,16 +131,13 @@ class CWinograd:
         if op.input_layout != "NHWC":
             return Refusal(self.name, "the input is not NHWC")
         images, height, width, outputs = node.outputs[0].tensor.dims
-        offered: list[Winograd] = []
-        for side in (4, 2):
-            tiles = evaluate(images * ceildiv(height, side) * ceildiv(width, side), point)
-            offered += winograd.candidates(
-                tiles,
-                evaluate(outputs, point) // op.group,
-                int(weight.tensor.dims[1]),  # type: ignore[arg-type]
-                outputs_per_side=side,
-                epilogue=Epilogue(op.epilogue, op.kinds),
-            )[: 3 if side == 4 else 1]
+        offered = winograd.ranked_candidates(
+            (evaluate(images, point), evaluate(height, point), evaluate(width, point)),
+            evaluate(outputs, point) // op.group,
+            int(weight.tensor.dims[1]),  # type: ignore[arg-type]
+            groups=op.group,
+            epilogue=Epilogue(op.epilogue, op.kinds),
+        )
         return [self._candidate(kernel) for kernel in offered]
 
     def _candidate(self, kernel: Winograd) -> Candidate:

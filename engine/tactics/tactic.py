@@ -7,6 +7,7 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Protocol
 
 from engine.ir.graph import Node
@@ -82,17 +83,33 @@ def _discover() -> None:
 def candidates(
     node: Node, sources: Sequence[str], point: Mapping[str, int]
 ) -> tuple[list[Candidate], list[Refusal]]:
-    """Every candidate of the given sources ("c", "numpy", ...), and the refusals with reasons."""
+    """Every candidate of the given sources ("c", "numpy", ...), and the refusals with reasons.
+
+    The tactics of one source take turns, so that a search of any breadth tries them all; one with
+    a true attribute ``specialised`` begins.
+    """
     _discover()
-    found: list[Candidate] = []
+    offered: dict[str, list[Sequence[Candidate]]] = {}
     refused: list[Refusal] = []
-    for name in sorted(_TACTICS):
-        tactic = _TACTICS[name]
-        if name.split(".")[0] not in sources or (tactic.kinds and node.kind not in tactic.kinds):
+    for name in sorted(_TACTICS, key=lambda name: (not _is_specialised(_TACTICS[name]), name)):
+        tactic, source = _TACTICS[name], name.split(".")[0]
+        if source not in sources or (tactic.kinds and node.kind not in tactic.kinds):
             continue
         answer = tactic.offers(node, point)
         if isinstance(answer, Refusal):
             refused.append(answer)
         else:
-            found += answer
+            offered.setdefault(source, []).append(answer)
+    found = [
+        candidate
+        for source in sorted(offered)
+        for turn in zip_longest(*offered[source])
+        for candidate in turn
+        if candidate is not None
+    ]
     return found, refused
+
+
+def _is_specialised(tactic: Tactic) -> bool:
+    """Whether a tactic serves few layers and those well, so that its candidates come first."""
+    return bool(getattr(tactic, "specialised", False))
