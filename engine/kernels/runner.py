@@ -37,7 +37,8 @@ typedef struct {
   void *const *pointer;
   const int64_t *size;
   int64_t items, grain;
-  int64_t unused[3];
+  _Atomic int64_t finished;
+  int64_t unused[2];
   _Atomic int64_t next;
   char apart[56];
   _Atomic int64_t done;
@@ -75,9 +76,9 @@ static int64_t now(void) {
   return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-static void take_part(const job *j, int64_t index, int timed) {
+/* Whoever ends a step notes the time: the caller itself may be off its processor just then. */
+static void take_part(const job *j, int64_t index) {
   char *scratch = j->scratch + index * j->scratch_stride;
-  int64_t before = timed ? now() : 0;
   for (int64_t s = 0; s < j->count; ++s) {
     step *p = j->steps + s;
     for (;;) {
@@ -85,17 +86,25 @@ static void take_part(const job *j, int64_t index, int timed) {
       if (begin >= p->items) break;
       int64_t end = begin + p->grain < p->items ? begin + p->grain : p->items;
       p->function(p->pointer, p->size, begin, end, scratch);
+      if (j->nanoseconds) {
+        const int64_t time = now();
+        if (time > atomic_load_explicit(&p->finished, memory_order_relaxed))
+          atomic_store_explicit(&p->finished, time, memory_order_relaxed);
+      }
       atomic_fetch_add_explicit(&p->done, end - begin, memory_order_release);
     }
     for (int64_t spins = 0; atomic_load_explicit(&p->done, memory_order_acquire) < p->items;) {
       if (++spins < SPINS_BEFORE_YIELD) pause_briefly();
       else sched_yield();
     }
-    if (timed) {
-      int64_t after = now();
-      j->nanoseconds[s] = after - before;
-      before = after;
-    }
+  }
+}
+
+static void report_times(const job *j, int64_t before) {
+  for (int64_t s = 0; s < j->count; ++s) {
+    const int64_t after = j->steps[s].finished;
+    j->nanoseconds[s] = after > before ? after - before : 0;
+    if (after > before) before = after;
   }
 }
 
@@ -118,7 +127,7 @@ static void *work(void *argument) {
     else j = 0;
     pthread_mutex_unlock(&mutex);
     if (j) {
-      take_part(j, index, 0);
+      take_part(j, index);
       atomic_fetch_sub_explicit(&active, 1, memory_order_release);
     }
   }
@@ -144,7 +153,8 @@ static void add_workers(int64_t wanted) {
     pthread_attr_t attributes;
     pthread_attr_init(&attributes);
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    int failed = pthread_create(&worker[workers], &attributes, work, (void *)(intptr_t)(workers + 1));
+    void *index = (void *)(intptr_t)(workers + 1);
+    const int failed = pthread_create(&worker[workers], &attributes, work, index);
     pthread_attr_destroy(&attributes);
     if (failed) return;
     ++workers;
@@ -172,9 +182,12 @@ void ef_run(step *steps, int64_t count, char *scratch, int64_t scratch_stride, i
   for (int64_t s = 0; s < count; ++s) {
     atomic_store_explicit(&steps[s].next, 0, memory_order_relaxed);
     atomic_store_explicit(&steps[s].done, 0, memory_order_relaxed);
+    atomic_store_explicit(&steps[s].finished, 0, memory_order_relaxed);
   }
+  const int64_t start = nanoseconds ? now() : 0;
   if (threads < 2 || atomic_flag_test_and_set(&busy)) {
-    take_part(&j, 0, nanoseconds != 0);
+    take_part(&j, 0);
+    if (nanoseconds) report_times(&j, start);
     return;
   }
   pthread_mutex_lock(&mutex);
@@ -184,12 +197,13 @@ void ef_run(step *steps, int64_t count, char *scratch, int64_t scratch_stride, i
   atomic_fetch_add_explicit(&generation, 1, memory_order_release);
   if (sleepers) pthread_cond_broadcast(&wake);
   pthread_mutex_unlock(&mutex);
-  take_part(&j, 0, nanoseconds != 0);
+  take_part(&j, 0);
   pthread_mutex_lock(&mutex);
   current = 0;
   pthread_mutex_unlock(&mutex);
   while (atomic_load_explicit(&active, memory_order_acquire)) pause_briefly();
   atomic_flag_clear(&busy);
+  if (nanoseconds) report_times(&j, start);
 }
 
 int64_t ef_workers(void) { return workers; }
@@ -207,7 +221,8 @@ class _StepRecord(ctypes.Structure):
         ("size", ctypes.c_void_p),
         ("items", ctypes.c_int64),
         ("grain", ctypes.c_int64),
-        ("unused", ctypes.c_int64 * 3),
+        ("finished", ctypes.c_int64),
+        ("unused", ctypes.c_int64 * 2),
         ("next", ctypes.c_int64),
         ("apart", ctypes.c_char * 56),
         ("done", ctypes.c_int64),
