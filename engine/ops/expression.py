@@ -272,6 +272,7 @@ def _apply(
 
 
 def _reduce(node: Expression, values: Array, axis: int, length: int | None) -> Array:
+    values = values if values.ndim else values.reshape(1)
     if length is not None and values.shape[axis] != length:  # constant along the row
         shape = list(values.shape)
         shape[axis] = length
