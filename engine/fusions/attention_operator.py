@@ -49,7 +49,9 @@ def attention_operator(graph: Graph, node: Node) -> Match | Refused | None:
         steps = [0 if n == 1 else s for n, s in zip(full, contiguous_strides(full))]
         kind, access = "full", HeadAccess(0, *steps[:3])
     scale = getattr(op, "scale", None)
-    operands: list[Value | None] = [q, k, v] + ([mask] if mask is not None else [])
+    operands: list[Value | None] = [q, k, v]
+    if mask is not None:
+        operands.append(mask)
     fused = FusedAttention(
         head_size,
         float(scale) if scale is not None else 1.0 / math.sqrt(head_size),
