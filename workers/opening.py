@@ -12,13 +12,23 @@ import click
 
 from storage.records import Json
 from workers.compiler import load_compiler
-from workers.home import place_engine
+from workers.home import Home, place_engine
 
 if TYPE_CHECKING:
     from engine.plan.plan import Plan
     from engine.runtime.engine import Engine
 
-__all__ = ["Found", "find_plan", "is_plan", "open_engine", "read_feeds", "usual_feeds"]
+__all__ = [
+    "Found",
+    "find_plan",
+    "is_plan",
+    "named_words",
+    "open_engine",
+    "read_feeds",
+    "stored_plan",
+    "usual_feeds",
+    "write_json",
+]
 
 _LONGEST_HEADER = 1 << 30
 
@@ -57,17 +67,31 @@ def find_plan(what: str, options: Json) -> Found:
         return Found(path, None, "plan")
     from workers.output import announced_home
 
-    home, compiler = announced_home(), load_compiler()
+    home = announced_home()
     if path.is_file():
         from workers.building import Wish, make_engine
 
-        made = make_engine(home, Wish(model=path, options=options), compiler)
+        made = make_engine(home, Wish(model=path, options=options), load_compiler())
         return Found(place_engine(home, made.engine, None), path, made.answer)
+    return Found(_stored(home, what, options), None, "farm")
+
+
+def stored_plan(what: str, options: Json) -> Path:
+    """A plan file, or the farm's file for a name or key; builds nothing."""
+    path = Path(what)
+    if path.is_file():
+        return path
+    from workers.output import announced_home
+
+    return _stored(announced_home(), what, options)
+
+
+def _stored(home: Home, what: str, options: Json) -> Path:
     from workers.farm import open_farm
     from workers.resolving import find_engine
 
-    engine = find_engine(open_farm(home), what, options=options, compiler=compiler)
-    return Found(place_engine(home, engine, None), None, "farm")
+    engine = find_engine(open_farm(home), what, options=options, compiler=load_compiler())
+    return place_engine(home, engine, None)
 
 
 def open_engine(found: Found, *, compiled: bool, threads: int | None) -> tuple[Plan, Engine]:
