@@ -105,6 +105,8 @@ class LocalDesk:
                     timing_of(record, target_digest=target, toolchain_digest=toolchain, at=at)
                     for record in timings
                 )
+                # A job that gets on is not what kills its workers.
+                rows.jobs.update(job.id, losses=0)
             for event in events:
                 rows.builds.append_event(
                     job.build_id, at=at, kind=event["kind"], data=event.get("data", {})

@@ -82,7 +82,7 @@ class MachineKey:
             with suppress(FileNotFoundError):
                 return self._trusted(_load_private(path))
             made = Ed25519PrivateKey.generate()
-            aside = self._folder / f"machine.{secrets.token_hex(6)}.pem"
+            aside = self._folder / f".machine.{secrets.token_hex(6)}.part"
             write_whole(aside, [_private_pem(made)], mode=0o600)
             try:
                 # A link fails when the name exists: then another process was first.

@@ -90,19 +90,6 @@ def open_database(path: Path, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Data
     return Database(engine, where)
 
 
-def open_database_url(url: str) -> Database:
-    """Open a database server by its SQLAlchemy URL; its schema must be at the head already."""
-    engine = sqlalchemy.create_engine(url, pool_pre_ping=True)
-    where = engine.url.render_as_string(hide_password=True)
-    with _translated(where):
-        found = _revision(engine, None)
-        if found != HEAD:
-            raise NewerSchemaError(
-                f"{where} has revision {found}; this version needs {HEAD}: migrate it first"
-            )
-    return Database(engine, where)
-
-
 def _sqlite_engine(path: Path, busy_timeout_s: float) -> sqlalchemy.Engine:
     """A SQLAlchemy engine whose writing transactions begin by taking the write lock."""
     engine = sqlalchemy.create_engine(
@@ -129,9 +116,9 @@ def _sqlite_engine(path: Path, busy_timeout_s: float) -> sqlalchemy.Engine:
     return engine
 
 
-def _revision(engine: sqlalchemy.Engine, path: Path | None) -> str | None:
+def _revision(engine: sqlalchemy.Engine, path: Path) -> str | None:
     """The revision of a database, None when it is empty or absent; refuses unknown revisions."""
-    if path is not None and not path.exists():
+    if not path.exists():
         return None
     with engine.execution_options(**_READING).begin() as connection:
         if not sqlalchemy.inspect(connection).has_table("alembic_version"):
@@ -139,7 +126,7 @@ def _revision(engine: sqlalchemy.Engine, path: Path | None) -> str | None:
         found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
     if found is not None and found not in REVISIONS:
         raise NewerSchemaError(
-            f"{path or engine.url} has revision {found}; this version reads {HEAD} and older: "
+            f"{path} has revision {found}; this version reads {HEAD} and older: "
             "install the version of enginefarm that wrote it, or name another folder"
         )
     return found

@@ -31,6 +31,7 @@ def sweep(farm: Farm, *, grace_s: float, dry_run: bool) -> dict[str, int]:
         *_files(home.folder / "blobs" / "unfinished"),
         *(path for path in _files(home.work) if not _belongs(path, home, open_builds)),
         *(path for path in _files(home.engines) if path not in linked),
+        *(path for path in _files(home.keys) if path.suffix == ".part"),
         *(path for path in _files(home.locks) if path.stem not in open_keys),
     ]
     swept = {str(path): size for path in strays if (size := _old_size(path, before)) is not None}

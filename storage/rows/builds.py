@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from storage.errors import ConflictError, NotFoundError
@@ -159,11 +159,6 @@ class BuildRows:
         row.cancelled_at = row.cancelled_at or at
         self._session.flush()
         return freeze(row, Submission)
-
-    def counts(self) -> dict[str, int]:
-        """How many builds are in each state."""
-        query = select(BuildRow.state, func.count()).group_by(BuildRow.state)
-        return {row[0]: row[1] for row in self._session.execute(query)}
 
     def _row(self, build_id: str, *, lock: bool = False) -> BuildRow:
         row = self._session.get(BuildRow, build_id, with_for_update=True if lock else None)

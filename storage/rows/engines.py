@@ -86,15 +86,6 @@ class EngineRows:
         row = self._session.scalars(query).one_or_none()
         return None if row is None else freeze(row, Engine)
 
-    def remove(self, key: str, generation: int) -> None:
-        """Forget an engine and the names that point to it."""
-        self._session.execute(
-            delete(NameRow).where(NameRow.key == key, NameRow.generation == generation)
-        )
-        self._session.execute(
-            delete(EngineRow).where(EngineRow.key == key, EngineRow.generation == generation)
-        )
-
     def move_name(self, name: str, tag: str, *, key: str, generation: int, at: float) -> Name:
         """Point a name to an engine, whatever it pointed to before."""
         row = self._session.get(NameRow, (name, tag))

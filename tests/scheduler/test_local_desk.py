@@ -181,6 +181,21 @@ def test_a_job_that_keeps_losing_workers_is_given_up(tmp_path: Path) -> None:
     assert "3 workers were lost" in ended.failure["message"]
 
 
+def test_a_job_that_gets_on_is_not_given_up(tmp_path: Path) -> None:
+    parts = make_parts(tmp_path, policy=Policy(losses_allowed=1))
+    build = parts.submit().build
+    assert build is not None
+    parts.desk.release(claimed(parts.desk).lease, prepared(parts.blobs, *"abcd"))
+    for signature in "abcd":
+        tune = claimed(parts.desk)
+        parts.desk.record(tune.lease, timings=[record(signature)])
+        parts.desk.abandon(build.id)
+        assert state_of(parts, build.id) == "queued"
+    claimed(parts.desk)
+    parts.desk.abandon(build.id)
+    assert state_of(parts, build.id) == "failed"
+
+
 def test_infrastructure_failures_are_tried_again_as_often_as_allowed(tmp_path: Path) -> None:
     parts = make_parts(tmp_path, policy=Policy(failures_allowed=1))
     build = parts.submit().build
