@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
-import os
 import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from workers.failures import InfrastructureError
 
 if TYPE_CHECKING:
     from engine.runtime.engine import Engine
 
-__all__ = ["Length", "Peer", "Summary", "onnxruntime_peer", "take_turns", "time_contexts"]
+__all__ = ["Length", "Summary", "take_turns", "time_contexts"]
 
 Call = Callable[[], object]
 
@@ -116,38 +111,6 @@ def time_contexts(
     if failures:
         raise failures[0]
     return Summary.of([item for times in collected for item in times], wall)
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """Another runtime with the same model: its name, version and a call that runs it once."""
-
-    name: str
-    version: str
-    run: Callable[[Mapping[str, Any]], list[Any]]
-
-
-def onnxruntime_peer(model: Path, threads: int) -> Peer:
-    """The model in onnxruntime on the CPU, on so many threads; MissingExtraError without it."""
-    try:
-        onnxruntime: Any = importlib.import_module("onnxruntime")
-    except ImportError as error:
-        from engine.errors import MissingExtraError
-
-        raise MissingExtraError("onnxruntime", "dev", "--peer onnxruntime") from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    try:
-        session = onnxruntime.InferenceSession(
-            os.fspath(model), options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:
-        raise InfrastructureError(f"onnxruntime does not load {model}: {error}") from error
-    return Peer(
-        "onnxruntime", onnxruntime.__version__, lambda feeds: list(session.run(None, dict(feeds)))
-    )
 
 
 def take_turns(calls: Sequence[Call], rounds: int, length: Length) -> list[list[float]]:

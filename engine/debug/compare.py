@@ -142,9 +142,22 @@ def sample_feeds(
 
 
 def random_values(generator: np.random.Generator, dtype: DType, shape: Sequence[int]) -> Array:
-    """Standard normal floats, 0 or 1 for integers and booleans, one letter for strings."""
+    """Standard normal floats, 0 or 1 for integers and booleans, one letter for strings.
+
+    Images (rank 4 and more) have the same power at several scales, as photographs have about:
+    pooling would average white noise away, and all outputs would look alike.
+    """
     if dtype is DType.STRING:
         return np.full(shape, "a", object)
-    if dtype.is_float or dtype.is_complex:
-        return generator.standard_normal(shape).astype(dtype.numpy)
-    return generator.integers(0, 2, shape).astype(dtype.numpy)
+    if not (dtype.is_float or dtype.is_complex):
+        return generator.integers(0, 2, shape).astype(dtype.numpy)
+    noise = generator.standard_normal(shape)
+    if len(shape) < 4:
+        return noise.astype(dtype.numpy)
+    *outer, height, width = shape
+    scales = [size for size in (1, 4, 16) if size < max(height, width)]
+    for size in scales:
+        coarse = generator.standard_normal((*outer, size, size))
+        rows, columns = (np.arange(n) * size // max(n, 1) for n in (height, width))
+        noise += coarse[..., rows[:, None], columns]
+    return (noise / np.sqrt(1 + len(scales))).astype(dtype.numpy)

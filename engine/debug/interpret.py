@@ -15,7 +15,7 @@ from engine.ops.control import ControlOperator
 from engine.ops.reference import Reference
 from engine.ops.view import View
 
-__all__ = ["interpret"]
+__all__ = ["interpret", "run_node"]
 
 
 def interpret(graph: Graph, feeds: Mapping[str, Any], *, keep: bool = False) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def interpret(graph: Graph, feeds: Mapping[str, Any], *, keep: bool = False) -> 
         values[id(value)] = feeds.get(value.name)
     kept: dict[str, Any] = {}
     for index, node in enumerate(graph.nodes):
-        for value, result in zip(node.outputs, _run(node, values, graph, feeds)):
+        for value, result in zip(node.outputs, run_node(node, values, graph, feeds)):
             values[id(value)] = result
             if keep:
                 kept[value.name] = result
@@ -58,9 +58,13 @@ def _get(values: Mapping[int, Any], value: Value | None) -> Any:
     return value.constant if value.constant is not None else values[id(value)]
 
 
-def _run(
+def run_node(
     node: Node, values: Mapping[int, Any], graph: Graph, feeds: Mapping[str, Any]
 ) -> Sequence[Any]:
+    """The outputs of one node by its meaning; ``values`` holds its inputs by the id of the value.
+
+    KernelError names the node when its meaning fails.
+    """
     inputs = [_get(values, value) for value in node.inputs]
     try:
         if isinstance(node.op, ControlOperator):
@@ -107,6 +111,6 @@ class _Body:
     def __call__(self, *inputs: Any) -> Sequence[Any]:
         values: dict[int, Any] = {id(value): item for value, item in zip(self.graph.inputs, inputs)}
         for node in self.graph.nodes:
-            for value, result in zip(node.outputs, _run(node, values, self.graph, {})):
+            for value, result in zip(node.outputs, run_node(node, values, self.graph, {})):
                 values[id(value)] = result
         return [_get(values, value) for value in self.graph.outputs]

@@ -130,13 +130,12 @@ def _beside_peer(
     engine: Engine, feeds: Mapping[str, Any], model: Path, rounds: int, length: Length
 ) -> Json:
     """Engine and onnxruntime in turns, on as many threads each."""
-    from workers.bench_timing import onnxruntime_peer, take_turns
+    from engine.debug.peer import onnxruntime_peer
+    from workers.bench_timing import take_turns
 
     peer = onnxruntime_peer(model, engine.threads)
     with engine.create_context() as context:
-        ours, theirs = take_turns(
-            (lambda: context.run(feeds), lambda: peer.run(feeds)), rounds, length
-        )
+        ours, theirs = take_turns((lambda: context.run(feeds), lambda: peer(feeds)), rounds, length)
     return {
         "name": peer.name,
         "version": peer.version,
