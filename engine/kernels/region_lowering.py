@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from engine.ir.sizes import Dim
+from engine.ir.types import DType
 from engine.kernels.region import LoadForm, RegionKernel, StoreForm
-from engine.ops.expression import Expression, index, order
+from engine.ops.expression import Expression, call, index, order
 from engine.ops.functions import REDUCTIONS
 from engine.ops.region import Bound, Load, Region, Store
 
@@ -128,6 +129,23 @@ def _inner(strides: Sequence[Dim]) -> str:
     return "unit" if strides[-1] == 1 else "strided"
 
 
+def _normalised(root: Expression) -> Expression:
+    """Shares of a row's sum, e / row_sum(e), as products with one reciprocal per row.
+
+    A vector division per element would cost more than all else that softmax does; the result is
+    within one unit in the last place.
+    """
+    done: dict[Expression, Expression] = {}
+    for node in order(root):
+        inner = tuple(done[item] for item in node.operands)
+        is_share = node.function == "divide" and node.dtype is DType.FLOAT32
+        if is_share and node.operands[1] is Expression("row_sum", node.dtype, (node.operands[0],)):
+            done[node] = call("multiply", inner[0], call("reciprocal", inner[1]))
+        else:
+            done[node] = Expression(node.function, node.dtype, inner, node.value)
+    return done[root]
+
+
 def kernel_of(region: Region) -> tuple[RegionKernel, tuple[Dim, ...]]:
     """The kernel that computes a region, and its sizes in the order of its `size_names`.
 
@@ -135,6 +153,8 @@ def kernel_of(region: Region) -> tuple[RegionKernel, tuple[Dim, ...]]:
     input is never read or an element type has no C form.
     """
     region = simplified(region)
+    shares = tuple(replace(store, value=_normalised(store.value)) for store in region.stores)
+    region = Region(region.space, region.loads, shares, region.operands)
     inputs = max((load.operand for load in region.loads), default=-1) + 1
     sizes: list[Dim] = list(region.space)
     loads = []

@@ -22,8 +22,9 @@ from engine.kernels.kernel import (
 
 __all__ = ["Transpose", "candidates", "kernel_of"]
 
-#: Rows of a work item.
+#: Rows and columns of a work item.
 BLOCK = 64
+SPAN = 512
 _WORDS = {1: "uint8_t", 2: "uint16_t", 4: "uint32_t", 8: "uint64_t"}
 _DTYPES = tuple(
     dtype.value for dtype in DType if dtype is not DType.STRING and dtype.nbytes in _WORDS
@@ -43,24 +44,26 @@ static inline __attribute__((always_inline)) void tile(
 @TILE@
 }
 void @NAME@(void *const *pointer, const int64_t *size, int64_t begin, int64_t end, char *scratch) {
-  enum { W = @WIDTH@, BLOCK = @BLOCK@ };
+  enum { W = @WIDTH@, BLOCK = @BLOCK@, SPAN = @SPAN@ };
   const int64_t rows = size[@RANK@], columns = size[@RANK@ + 1];
   const int64_t x_row = size[@RANK@ + 2], y_column = size[@RANK@ + 3];
-  const int64_t blocks = (rows + BLOCK - 1) / BLOCK;
+  const int64_t blocks = (rows + BLOCK - 1) / BLOCK, spans = (columns + SPAN - 1) / SPAN;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t first = item % blocks * BLOCK, stop = first + BLOCK < rows ? first + BLOCK : rows;
     int64_t rest = item / blocks, from = 0, to = 0;
+    int64_t c = rest % spans * SPAN;
+    const int64_t last = c + SPAN < columns ? c + SPAN : columns;
+    rest /= spans;
 @OUTER@
     const word *x = (const word *)pointer[0] + from;
     word *y = (word *)pointer[1] + to;
-    int64_t c = 0;
-    for (; c + W <= columns; c += W) {
+    for (; c + W <= last; c += W) {
       int64_t r = first;
       for (; r + W <= stop; r += W) tile(x + r * x_row + c, x_row, y + c * y_column + r, y_column);
       for (; r < stop; ++r)
         for (int64_t k = c; k < c + W; ++k) y[k * y_column + r] = x[r * x_row + k];
     }
-    for (; c < columns; ++c)
+    for (; c < last; ++c)
       for (int64_t r = first; r < stop; ++r) y[c * y_column + r] = x[r * x_row + c];
   }
 }
@@ -117,9 +120,9 @@ class Transpose(Kernel):
         return space, [*outer[:rank], x_row, 1], [*outer[rank:], 1, y_column]
 
     def items(self, sizes: Sequence[int]) -> int:
-        """Blocks of rows."""
+        """Blocks of rows and columns."""
         space, _, _ = self._parts(sizes)
-        return math.prod(space[:-2]) * -(-space[-2] // BLOCK) if space[-1] else 0
+        return math.prod(space[:-2]) * -(-space[-2] // BLOCK) * -(-space[-1] // SPAN)
 
     def extents(self, sizes: Sequence[int]) -> tuple[int, ...]:
         """Reach of input and output in elements."""
@@ -156,6 +159,7 @@ class Transpose(Kernel):
             "BYTES": str(width * self.dtype.nbytes),
             "WIDTH": str(width),
             "BLOCK": str(BLOCK),
+            "SPAN": str(SPAN),
             "RANK": str(self.rank),
             "OUTER": "\n".join(outer),
             "TILE": _tile(width),

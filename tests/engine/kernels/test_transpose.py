@@ -22,8 +22,8 @@ DTYPES = [DType.FLOAT32, DType.FLOAT64, DType.FLOAT16, DType.INT8]
 @SETTINGS
 @given(data=st.data())
 def test_every_permutation_is_a_copy_or_what_numpy_gives(check: Any, data: st.DataObject) -> None:
-    sizes = st.sampled_from([1, 2, 3, 7, 16, 19, 33, 70])
-    shape = data.draw(st.lists(sizes, min_size=1, max_size=4))
+    sizes = st.sampled_from([1, 2, 3, 7, 16, 19, 33, 70, 600])
+    shape = data.draw(st.lists(sizes, min_size=1, max_size=3))
     permutation = data.draw(st.permutations(range(len(shape))))
     dtype = data.draw(st.sampled_from(DTYPES))
     x = (np.arange(np.prod(shape)) % 120).astype(dtype.numpy).reshape(shape)
