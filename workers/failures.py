@@ -46,6 +46,7 @@ def run_guarded(command: click.Command, arguments: Sequence[str] | None) -> int:
         return _report(cause if isinstance(cause, KeyboardInterrupt) else aborted, words)
     except click.ClickException as problem:
         problem.show()
+        _print_json(problem, problem.format_message(), problem.exit_code, words)
         return problem.exit_code
     except BrokenPipeError:
         # The reader of our output left; there is nobody to tell.
@@ -88,7 +89,12 @@ def _report(error: BaseException, words: Sequence[str]) -> int:
         sentence = f"unexpected {type(error).__name__}: {sentence}"
         sentence += " (ENGINEFARM_TRACEBACK=1 shows where)"
     print(f"error: {sentence}", file=sys.stderr)
+    _print_json(error, sentence, code, words)
+    return code
+
+
+def _print_json(error: BaseException, sentence: str, code: int, words: Sequence[str]) -> None:
+    """Print an error as one JSON object on stdout when the command line asks for JSON."""
     if "--json" in words:
         fields = {"error": sentence, "class": type(error).__name__, "exit_code": int(code)}
         print(json.dumps(fields))
-    return code

@@ -367,6 +367,9 @@ def test_each_mistake_has_one_sentence_and_a_code(
     out, err = enginefarm.run(*filled, code=code)
     assert said in err
     assert out == ""
+    told = enginefarm.json(*filled, code=code)
+    assert said in told["error"]
+    assert told["exit_code"] == code
 
 
 def test_a_service_that_is_named_is_not_silently_ignored(enginefarm: CommandLine) -> None:
