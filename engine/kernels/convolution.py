@@ -141,6 +141,7 @@ class Convolution(Kernel):
             "PITCH": self.tile.pitch,
             "SUMS": sums,
             "PLACES": places,
+            "LINE": 4096,
             "OUTPUT": self.operand_count - 1,
         }
         return print_blocked(name, self.tile, self.epilogue, isa) + fill_in(_GATHER + _BODY, marks)
@@ -271,12 +272,50 @@ static void @NAME@_locate(const int64_t *size, int64_t row, int64_t rows, @NAME@
   }
 }
 
+/* A planar input: per output row, the columns of all its pixels are interleaved once. */
+static void @NAME@_gather_lines(const int64_t *size, const float *x, const @NAME@_place *places,
+                                int64_t rows, int64_t r, float *packed) {
+@SIZES@
+  float line[@LINE@];
+  for (int64_t i = 0, n; i < rows; i += n, packed += n * @PITCH@) {
+    const int64_t first = places[i].column, row = places[i].row + r;
+    int64_t span = kernel_width;
+    for (n = 1; i + n < rows && places[i + n].column > places[i + n - 1].column; ++n) {
+      const int64_t wider = places[i + n].column - first + kernel_width;
+      if (wider * inputs > @LINE@) break;
+      span = wider;
+    }
+    if ((uint64_t)row >= (uint64_t)height) {
+      for (int64_t q = 0; q < n; ++q) ef_clear(packed + q * @PITCH@, kernel_width * inputs);
+      continue;
+    }
+    const int64_t before = first < 0 ? LEAST(-first, span) : 0;
+    const int64_t inside = width - first < span ? width - first : span;
+    if (before > 0 || inside < span) ef_clear(line, span * inputs);
+    const float *from = x + (places[i].start + r * x_row);
+    if (inputs == 3) {
+      const float *second = from + x_channel, *third = second + x_channel;
+#pragma GCC ivdep
+      for (int64_t t = before; t < inside; ++t) {
+        line[t * 3] = from[t];
+        line[t * 3 + 1] = second[t];
+        line[t * 3 + 2] = third[t];
+      }
+    } else
+      for (int64_t c = 0; c < inputs; ++c)
+        for (int64_t t = before; t < inside; ++t) line[t * inputs + c] = from[t + c * x_channel];
+    for (int64_t q = 0; q < n; ++q)
+      ef_copy(packed + q * @PITCH@, line + (places[i + q].column - first) * inputs,
+              kernel_width * inputs);
+  }
+}
+
 static void @NAME@_gather(const int64_t *size, const float *x, const @NAME@_place *places,
                           int64_t rows, int64_t at, int64_t depth, float *packed) {
 @SIZES@
   const int64_t run = kernel_width * inputs;
   const int dense = x_channel == 1 && dilation_width == 1 && x_column == inputs;
-  const int planar = x_channel != 1 && dilation_width == 1 && x_column == 1;
+  const int planar = x_channel != 1 && dilation_width == 1 && x_column == 1 && run <= @LINE@;
   for (int64_t done = 0; done < depth;) {
     int64_t tap = (at + done) / inputs, channel = (at + done) % inputs;
     int64_t take = LEAST(inputs - channel, depth - done);
@@ -286,6 +325,11 @@ static void @NAME@_gather(const int64_t *size, const float *x, const @NAME@_plac
     const int64_t shift = r * x_row + t * x_column + channel * x_channel;
     float *to = packed + done;
     if (whole_run) take = run;
+    if (whole_run && planar) {
+      @NAME@_gather_lines(size, x, places, rows, r, to);
+      done += take;
+      continue;
+    }
     for (int64_t i = 0; i < rows; ++i, to += @PITCH@) {
       const int64_t row = places[i].row + r, column = places[i].column + t;
       const float *from = x + (places[i].start + shift);
@@ -296,18 +340,8 @@ static void @NAME@_gather(const int64_t *size, const float *x, const @NAME@_plac
         const int64_t inside = LEAST(kernel_width, width - column);
         if (!inner) ef_clear(to, run);
         if (inside <= before) continue;
-        if (dense && inner) ef_copy(to, from, run);
-        else if (dense)
-          ef_copy(to + before * inputs, from + before * inputs, (inside - before) * inputs);
-        else if (inputs == 3)
-          for (int64_t s = before; s < inside; ++s) {
-            to[s * 3] = from[s];
-            to[s * 3 + 1] = from[s + x_channel];
-            to[s * 3 + 2] = from[s + 2 * x_channel];
-          }
-        else
-          for (int64_t c = 0; c < inputs; ++c)
-            for (int64_t s = before; s < inside; ++s) to[s * inputs + c] = from[s + c * x_channel];
+        if (inner) ef_copy(to, from, run);
+        else ef_copy(to + before * inputs, from + before * inputs, (inside - before) * inputs);
       } else if ((uint64_t)column >= (uint64_t)width) ef_clear(to, take);
       else if (x_channel == 1) ef_copy(to, from, take);
       else
