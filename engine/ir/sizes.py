@@ -31,6 +31,8 @@ __all__ = [
 
 MAX_JSON_DEPTH = 64
 MAX_JSON_NODES = 4096
+#: A product of sums has as many terms as the product of their counts.
+MAX_JSON_TERMS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,6 +401,8 @@ def dim_from_json(value: Any, known: frozenset[str] | set[str]) -> Dim:
         if not (isinstance(item, list) and len(item) == 3 and isinstance(item[0], str)):
             raise ValueError("a size expression is neither integer, symbol nor [operator, a, b]")
         left, right = read(item[1], depth + 1), read(item[2], depth + 1)
+        if len(_terms(left)) * len(_terms(right)) > MAX_JSON_TERMS:
+            raise ValueError("a size expression multiplies too many terms")
         if item[0] == "+":
             return left + right
         if item[0] == "*":
