@@ -363,10 +363,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(
             f"   sum {total_reference:.2f} ms, ours {total:.2f} ms: {total_reference / total:.2f}"
         )
-    if options.json:
-        options.json.write_text(
-            json.dumps({"networks": summary, "layers": list(known.values())}, indent=1) + "\n"
-        )
 
 
 if __name__ == "__main__":

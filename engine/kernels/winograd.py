@@ -41,7 +41,7 @@ _SLACK = 16
 _MOST_FLOATS = 1 << 17
 # What two cores of a server do; only the ranking of candidates depends on these.
 _STEPS_PER_SECOND = 1e10
-_WEIGHT_BYTES_PER_SECOND = 3.5e10
+_WEIGHT_BYTES_PER_SECOND = 2e10
 _MOVED_BYTES_PER_SECOND = 6e10
 
 
