@@ -127,13 +127,15 @@ def tune(
     should_stop: Callable[[], bool],
 ) -> Iterator[dict[str, Any]]:
     """Measure layers; yields timing records as dictionaries, ends early when told to stop."""
-    from engine.tune.tuning import measure_task, tuning_tasks
+    from engine.tune.tuning import compile_candidates, measure_task, tuning_tasks
 
     graph, options = _reopen(prepared)
     records = [TimingRecord.from_json(item) for item in known]
     wanted = {task.signature for task in tasks}
     todo = [t for t in tuning_tasks(graph, options, records) if t.signature in wanted]
     device = describe(options.target).to_json()
+    report({"done": 0, "total": len(todo), "layer": "compiling"})
+    compile_candidates(todo)
     for index, task in enumerate(todo):
         if should_stop():
             return

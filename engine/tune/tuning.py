@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -9,8 +10,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from engine.errors import KernelError
 from engine.ir.graph import Graph, Node
+from engine.kernels.isa import detect
+from engine.lower.builder import ProgramBuilder
 from engine.profile import profile_symbols
+from engine.runtime.compilation import Function, find_compiler, load
+from engine.runtime.kernels import kernel_function
 from engine.tactics import Candidate, candidates
 from engine.target import describe
 from engine.tune.choosing import usual_point
@@ -20,10 +26,17 @@ from engine.tune.records import TimingRecord, layer_signature
 if TYPE_CHECKING:
     from engine.building import BuildOptions
 
-__all__ = ["Task", "measure_task", "toolchain_digest", "tune_graph", "tuning_tasks"]
+__all__ = [
+    "Task",
+    "compile_candidates",
+    "measure_task",
+    "toolchain_digest",
+    "tune_graph",
+    "tuning_tasks",
+]
 
 #: Candidates measured per layer, by level; level 0 measures nothing.
-BREADTH = {0: 0, 1: 2, 2: 3, 3: 6, 4: 12, 5: 10_000}
+BREADTH = {0: 0, 1: 2, 2: 3, 3: 4, 4: 8, 5: 10_000}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +54,6 @@ class Task:
 def toolchain_digest() -> str:
     """What the speed of a candidate depends on beside the device: compiler and NumPy versions."""
     import numpy
-
-    from engine.runtime.compilation import find_compiler
 
     compiler = find_compiler()
     version = compiler.identity.rpartition("\n")[2] if compiler else "none"
@@ -88,12 +99,33 @@ def measure_task(task: Task, target: Mapping[str, Any]) -> list[TimingRecord]:
     ]
 
 
+def compile_candidates(tasks: Sequence[Task]) -> None:
+    """Compile the kernels of all candidates at once, on all processors.
+
+    What the compiler refuses is left to the measurement of its candidate, which keeps the reason.
+    """
+    if find_compiler() is None:
+        return
+    isa = detect()
+    functions: dict[str, Function] = {}
+    for task in tasks:
+        for candidate in task.offered:
+            builder = ProgramBuilder(Graph())
+            candidate.emit(builder, task.node, builder.layer(task.node, candidate.tactic, {}))
+            for kernel in builder.kernels:
+                function = kernel_function(kernel, isa)
+                functions[function.name] = function
+    with contextlib.suppress(KernelError):
+        load(list(functions.values()), isa)
+
+
 def tune_tasks(
     tasks: Sequence[Task],
     target: Mapping[str, Any],
     report: Callable[[int, int, str], None] | None = None,
 ) -> Iterator[TimingRecord]:
     """Measure tasks one after the other; ``report`` hears (done, all, layer)."""
+    compile_candidates(tasks)
     for index, task in enumerate(tasks):
         if report is not None:
             report(index, len(tasks), task.node.name)
