@@ -133,10 +133,10 @@ EF_FUNCTION float ef_erf(float x) {
   q = q * t + 0x1.212a52p+0f;
   q = q * t - 0x1.7ea79cp-13f;
   float far = __builtin_copysignf(1.0f - ef_exp(-q), x);
-  return a < 1.0f || x != x ? near : far;
+  return (a < 1.0f) | (x != x) ? near : far;
 }
-EF_FUNCTION float ef_minimum(float a, float b) { return a < b || a != a ? a : b; }
-EF_FUNCTION float ef_maximum(float a, float b) { return a > b || a != a ? a : b; }
+EF_FUNCTION float ef_minimum(float a, float b) { return (a < b) | (a != a) ? a : b; }
+EF_FUNCTION float ef_maximum(float a, float b) { return (a > b) | (a != a) ? a : b; }
 EF_FUNCTION float ef_sign(float x) { return x != x ? x : (float)((x > 0.0f) - (x < 0.0f)); }
 EF_FUNCTION float ef_floor_mod(float a, float b) {
   float m = fmodf(a, b);
@@ -146,8 +146,8 @@ EF_FUNCTION float ef_floor_mod(float a, float b) {
 """
 
 _DOUBLE = r"""
-EF_FUNCTION double ef_minimum_d(double a, double b) { return a < b || a != a ? a : b; }
-EF_FUNCTION double ef_maximum_d(double a, double b) { return a > b || a != a ? a : b; }
+EF_FUNCTION double ef_minimum_d(double a, double b) { return (a < b) | (a != a) ? a : b; }
+EF_FUNCTION double ef_maximum_d(double a, double b) { return (a > b) | (a != a) ? a : b; }
 EF_FUNCTION double ef_sign_d(double x) { return x != x ? x : (double)((x > 0.0) - (x < 0.0)); }
 EF_FUNCTION double ef_sigmoid_d(double x) {
   double e = exp(-__builtin_fabs(x));

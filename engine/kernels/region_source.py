@@ -48,6 +48,13 @@ static T name(const T *x, int64_t n) {                                          
   T a = acc[0];                                                                                \
   for (; j < n; ++j) { T b = x[j]; a = combine; }                                              \
   return a; }
+/* The greatest or least, ignoring NaN where it is folded and looking for it once beside. */
+#define EF_EXTREME(T, name, lanes, start, sign)                                                \
+EF_REDUCE(T, name##_number, lanes, start, (b sign a ? b : a))                                  \
+static T name(const T *x, int64_t n) {                                                         \
+  int bad = 0;                                                                                 \
+  for (int64_t j = 0; j < n; ++j) bad |= x[j] != x[j];                                         \
+  return bad ? (T)NAN : name##_number(x, n); }
 static inline int64_t ef_position(int64_t index, int64_t bound) {
   index = index < 0 ? index + bound : index;
   index = index < 0 ? 0 : index;
@@ -397,8 +404,13 @@ class _Printer:
         found = {}
         for node in self.reductions:
             name, kind = self.reducer(node), value_type(node.dtype)
-            combine = _combine(node, "a", "b")
-            found[name] = f"EF_REDUCE({kind}, {name}, {LANES}, ({_start(node)}), ({combine}))"
+            start = f"({_start(node)})"
+            if node.dtype.is_float and node.function in ("row_max", "row_min"):
+                sign = ">" if node.function == "row_max" else "<"
+                found[name] = f"EF_EXTREME({kind}, {name}, {LANES}, {start}, {sign})"
+            else:
+                combine = _combine(node, "a", "b")
+                found[name] = f"EF_REDUCE({kind}, {name}, {LANES}, {start}, ({combine}))"
         return list(found.values())
 
 

@@ -337,3 +337,13 @@ def test_outputs_may_be_written_over_inputs(check: Any, normal: Any) -> None:
     step = Step(functions["kernel"], pointers, sizes, kernel.items(sizes))
     check.runner.run(check.runner.prepare([step]))
     np.testing.assert_allclose(x, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["row_max", "row_min", "row_sum"])
+def test_one_nan_makes_its_row_nan(check: Any, normal: Any, name: str) -> None:
+    x = normal(1, 3, 150)
+    x[1, 149], x[2, 7] = np.nan, np.inf
+    store = Store(reduced(name, load(0, F)), 0, (3,), 0, (1, 0))
+    region = Region((3, 150), (Load(0, F, 0, (150, 1)),), (store,))
+    agree(check, region, [x])
+    assert np.isnan(region.meaning(x)).tolist() == [False, True, False]
