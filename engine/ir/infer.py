@@ -81,10 +81,16 @@ def _named(graph: Graph, kind: Type, hint: str) -> Type:
 def _infer_control(node: Node, op: ControlOperator, operands: Sequence[Any]) -> Sequence[Type]:
     """Types of a node with bodies: carried values are widened until nothing changes."""
     formal_types = [list(types) for types in op.body_inputs(operands)]
-    for _ in range(4):
+    # A value that changes may pass through every carried one before all have settled.
+    for _ in range(4 + 3 * sum(map(len, formal_types))):
         results = []
+        captured = [operand.type for operand in operands[op.formal :]]
         for body, types in zip(node.bodies, formal_types):
-            captured = [operand.type for operand in operands[op.formal :]]
+            if len(body.inputs) != len(types) + len(captured):
+                raise ValueError(
+                    f"its body takes {len(body.inputs) - len(captured)} inputs, "
+                    f"expected {len(types)}"
+                )
             for value, kind in zip(body.inputs, [*types, *captured]):
                 value.type = kind
             infer(body)
@@ -92,12 +98,12 @@ def _infer_control(node: Node, op: ControlOperator, operands: Sequence[Any]) -> 
         outputs = op.infer_bodies(operands, results)
         if op.name != "Loop" or not _widen(formal_types[0], results[0][1:]):
             return outputs
-    return outputs
+    raise ValueError("the types of the values carried through the loop do not settle")
 
 
 def _widen(formal: list[Type], results: Sequence[Type]) -> bool:
     changed = False
-    for index in range(2, len(formal)):
+    for index in range(2, min(len(formal), len(results) + 2)):
         wider = _without_marks(merge_types(formal[index], results[index - 2]))
         if wider != formal[index]:
             formal[index] = wider

@@ -47,7 +47,13 @@ class Call:
         if self.function in ("min", "max", "ceildiv"):
             return f"{self.function}({self.left}, {self.right})"
         sign = {"floordiv": "//", "mod": "%"}[self.function]
-        return f"({self.left} {sign} {self.right})"
+        return f"({_operand(self.left)} {sign} {_operand(self.right)})"
+
+
+def _operand(dim: Dim) -> str:
+    """A size as text, in brackets where it is a sum or a product."""
+    simple = isinstance(dim, int) or (len(dim.terms) == 1 and "*" not in str(dim))
+    return str(dim) if simple else f"({dim})"
 
 
 Atom = str | Call

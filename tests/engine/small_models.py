@@ -1,4 +1,4 @@
-"""Small models in ONNX's own text, random feeds for them, and running them in every way there is."""
+"""Small models in ONNX's own text, random feeds for them, and running them in every way."""
 
 from __future__ import annotations
 
