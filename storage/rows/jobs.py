@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from storage.errors import NotFoundError
@@ -71,20 +71,7 @@ class JobRows:
         Jobs of builds that are to be cancelled are left out. Two transactions never get one job:
         SQLite runs them one after the other, PostgreSQL skips what another has locked.
         """
-        query = (
-            select(JobRow)
-            .join(BuildRow, BuildRow.id == JobRow.build_id)
-            .where(
-                JobRow.state == "queued",
-                JobRow.device_class.in_(device_classes),
-                BuildRow.cancel_requested.is_(False),
-            )
-            .order_by(JobRow.created_at, JobRow.ordinal, JobRow.id)
-            .limit(1)
-            .with_for_update(skip_locked=True, of=JobRow)
-        )
-        if build_id is not None:
-            query = query.where(JobRow.build_id == build_id)
+        query = claim_query(device_classes, build_id)
         row = self._session.scalars(query).one_or_none()
         return None if row is None else freeze(row, Job)
 
@@ -141,3 +128,20 @@ class JobRows:
         if row is None:
             raise NotFoundError(f"there is no job {job_id!r}")
         return row
+
+
+def claim_query(device_classes: Sequence[str], build_id: str | None) -> Select[tuple[JobRow]]:
+    """The query for the queued job that has waited longest."""
+    query = (
+        select(JobRow)
+        .join(BuildRow, BuildRow.id == JobRow.build_id)
+        .where(
+            JobRow.state == "queued",
+            JobRow.device_class.in_(device_classes),
+            BuildRow.cancel_requested.is_(False),
+        )
+        .order_by(JobRow.created_at, JobRow.ordinal, JobRow.id)
+        .limit(1)
+        .with_for_update(skip_locked=True, of=JobRow)
+    )
+    return query if build_id is None else query.where(JobRow.build_id == build_id)

@@ -12,6 +12,8 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import CreateIndex, CreateTable
 
 from storage.database import Database, _copy_database, open_database
 from storage.errors import (
@@ -26,6 +28,7 @@ from storage.errors import (
 from storage.migrations.upgrade import alembic_config
 from storage.records import Build, Timing
 from storage.rows import Rows
+from storage.rows.jobs import claim_query
 from storage.schema import HEAD, REVISIONS
 from storage.tables import Table
 
@@ -253,3 +256,13 @@ def test_several_processes_may_make_one_database_at_once(tmp_path: Path) -> None
     ]
     outcomes = [process.communicate(b"g") for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], outcomes
+
+
+def test_the_same_tables_and_claims_can_be_said_to_postgresql() -> None:
+    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+    for table in Table.metadata.sorted_tables:
+        assert f"CREATE TABLE {table.name}" in str(CreateTable(table).compile(dialect=dialect))
+        for index in table.indexes:
+            assert "CREATE" in str(CreateIndex(index).compile(dialect=dialect))
+    claim = str(claim_query(["cpu"], "bld_1").compile(dialect=dialect))
+    assert claim.rstrip().endswith("FOR UPDATE OF job SKIP LOCKED")
