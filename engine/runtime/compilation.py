@@ -20,7 +20,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -185,25 +185,71 @@ def _verified(path: Path) -> bool:
 
 def _compile(function: Function, compiler: Compiler, isa: Isa, path: Path) -> None:
     """Compile one file to a shared object; raises KernelError with the compiler's words."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".compile-") as folder:
-        built = Path(folder) / "kernel.so"
-        command = [*compiler.command, *compiler_flags(isa), "-x", "c", "-", "-o", str(built), "-lm"]
+    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=".compile-"))
+    built = folder / "kernel.so"
+    command = [*compiler.command, *compiler_flags(isa), "-x", "c", "-", "-o", str(built), "-lm"]
+    try:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        _RUNNING[process] = folder
         try:
-            done = subprocess.run(
-                command,
-                input=function.source.encode(),
-                capture_output=True,
-                timeout=COMPILE_SECONDS,
-                check=False,
-            )
-        except (OSError, subprocess.SubprocessError) as error:
-            raise KernelError(f"{compiler.command[0]} could not be run: {error}") from error
-        if done.returncode != 0:
-            words = done.stderr.decode(errors="replace").strip()[-2000:]
-            raise KernelError(f"{compiler.command[0]} refused {function.name}: {words}")
+            _, words = process.communicate(function.source.encode(), COMPILE_SECONDS)
+        finally:
+            process.kill()
+            _RUNNING.pop(process, None)
+        if process.returncode != 0:
+            told = words.decode(errors="replace").strip()[-2000:]
+            raise KernelError(f"{compiler.command[0]} refused {function.name}: {told}")
         content = built.read_bytes()
+    except (OSError, subprocess.SubprocessError) as error:
+        raise KernelError(f"{compiler.command[0]} could not be run: {error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     _place(path, content)
     _place(path.with_suffix(".sha256"), hashlib.sha256(content).hexdigest().encode())
+
+
+_RUNNING: dict[subprocess.Popen[bytes], Path] = {}
+
+
+@atexit.register
+def _stop_compilers() -> None:
+    """End compilers that still run when the process exits, and remove what they were writing."""
+    for process, folder in list(_RUNNING.items()):
+        process.kill()
+        process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _compile_all(
+    jobs: Sequence[tuple[Function, Path]], compiler: Compiler, isa: Isa, width: int
+) -> None:
+    """Compile with several processes; raises the first error after all have ended.
+
+    The threads are daemons, so that a process may exit while kernels compile in the background.
+    """
+    queue = list(jobs)
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        while queue:
+            try:
+                function, path = queue.pop()
+            except IndexError:
+                return
+            try:
+                _compile(function, compiler, isa, path)
+            except BaseException as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(width, len(queue)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
 
 
 _LIBRARIES: dict[str, ctypes.CDLL] = {}
@@ -256,14 +302,8 @@ def load(
     known = {name: path for name, path in paths.items() if path.name in _LIBRARIES}
     missing = {f.name: f for f in functions if f.name not in known and not _verified(paths[f.name])}
     if missing:
-        width = processes or _processors()
-        with ThreadPoolExecutor(max_workers=width) as pool:
-            jobs = [
-                pool.submit(_compile, function, compiler, isa, paths[name])
-                for name, function in missing.items()
-            ]
-        for job in jobs:
-            job.result()
+        jobs = [(function, paths[name]) for name, function in missing.items()]
+        _compile_all(jobs, compiler, isa, processes or _processors())
     return {name: _open(path, name) for name, path in paths.items()}
 
 

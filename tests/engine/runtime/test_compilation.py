@@ -1,6 +1,9 @@
 import ctypes
 import os
 import stat
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -89,6 +92,23 @@ def test_compiling_in_the_background_gives_a_future(folder):
     failing = compilation.compile_in_background([Function("bad", "?")], GENERIC)
     with pytest.raises(KernelError):
         failing.result(timeout=60)
+
+
+@needs_compiler
+def test_a_process_may_exit_while_kernels_compile(folder):
+    program = (
+        "from engine.runtime.compilation import *\n"
+        "from engine.kernels.isa import ISAS\n"
+        "import time\n"
+        "body = 'int f%d(void) {' + 'asm(\"\");' * 400000 + 'return 1; }'\n"
+        "files = [Function(f'f{i}', body % i) for i in range(8)]\n"
+        "compile_in_background(files, ISAS['generic'])\n"
+        "time.sleep(0.3)\n"
+    )
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    assert time.monotonic() - started < 15
+    assert not [path for path in folder.iterdir() if path.name.startswith(".compile")]
 
 
 def test_without_a_compiler_the_reason_is_told(folder, monkeypatch):
