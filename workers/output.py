@@ -68,3 +68,18 @@ def time_text(at: float) -> str:
     from datetime import UTC, datetime
 
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def plain_warnings() -> None:
+    """Show each warning once, as one sentence on stderr, without the line of code that gave it."""
+    import warnings
+
+    told: set[str] = set()
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        text = str(message)
+        if text not in told:
+            told.add(text)
+            print(f"warning: {text}", file=sys.stderr)
+
+    warnings.showwarning = show

@@ -150,14 +150,14 @@ def random_values(generator: np.random.Generator, dtype: DType, shape: Sequence[
     if dtype is DType.STRING:
         return np.full(shape, "a", object)
     if not (dtype.is_float or dtype.is_complex):
-        return generator.integers(0, 2, shape).astype(dtype.numpy)
+        return np.asarray(generator.integers(0, 2, shape)).astype(dtype.numpy)
     noise = generator.standard_normal(shape)
     if len(shape) < 4:
-        return noise.astype(dtype.numpy)
+        return np.asarray(noise).astype(dtype.numpy)
     *outer, height, width = shape
     scales = [size for size in (1, 4, 16) if size < max(height, width)]
     for size in scales:
         coarse = generator.standard_normal((*outer, size, size))
         rows, columns = (np.arange(n) * size // max(n, 1) for n in (height, width))
         noise += coarse[..., rows[:, None], columns]
-    return (noise / np.sqrt(1 + len(scales))).astype(dtype.numpy)
+    return np.asarray(noise / np.sqrt(1 + len(scales))).astype(dtype.numpy)

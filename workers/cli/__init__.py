@@ -81,5 +81,7 @@ def command_line() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with the exit code of what happened."""
     from workers.failures import run_guarded
+    from workers.output import plain_warnings
 
+    plain_warnings()
     sys.exit(run_guarded(command_line, arguments))
