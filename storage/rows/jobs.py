@@ -130,7 +130,7 @@ class JobRows:
         return row
 
 
-def claim_query(device_classes: Sequence[str], build_id: str | None) -> Select[tuple[JobRow]]:
+def claim_query(device_classes: Sequence[str], build_id: str | None) -> Select[Any]:
     """The query for the queued job that has waited longest."""
     query = (
         select(JobRow)
