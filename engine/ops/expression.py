@@ -11,8 +11,9 @@ to integer saturate, arithmetic on floats below 32 bits is done in float32 and r
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from threading import Lock
+from threading import RLock
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -44,7 +45,16 @@ MAX_NODES = 4096
 MAX_POSITION = 255
 
 _INTERNED: WeakValueDictionary[tuple[Any, ...], Expression] = WeakValueDictionary()
-_LOCK = Lock()
+_LOCK = RLock()
+
+
+def _renew_lock() -> None:
+    """In a forked child: another thread of the parent may have held the lock."""
+    global _LOCK
+    _LOCK = RLock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 
 
 class Expression:
