@@ -19,6 +19,7 @@ from engine.ir.types import (
     is_bound,
 )
 from engine.kernels.kernel import Kernel
+from engine.lower.slices import Placement
 from engine.plan.recipes import RecipeStep
 from engine.plan.structure import HostStep, KernelStep, Layer, Program, Slot, Step, Symbol, Weight
 
@@ -71,6 +72,8 @@ class ProgramBuilder:
     layers: list[Layer] = field(default_factory=list)
     weights: list[Weight] = field(default_factory=list)
     packed: dict[str, PackedWeight] = field(default_factory=dict)
+    #: Values that lie in slices of others, by identity.
+    placed: Mapping[int, Placement] = field(default_factory=dict)
     _slot_of: dict[int, int] = field(default_factory=dict)
     _kernel_of: dict[str, int] = field(default_factory=dict)
     _weight_of: dict[tuple[Any, ...], str] = field(default_factory=dict)
@@ -85,12 +88,20 @@ class ProgramBuilder:
         """Say where a value lives."""
         self._slot_of[id(value)] = slot
 
+    def location(self, value: Value) -> tuple[int, Dim, Dim]:
+        """Where a tensor lies: slot, offset in elements, elements between pixels (last axis)."""
+        placement = self.placed.get(id(value))
+        if placement is None:
+            return self.slot(value), 0, value.tensor.dims[-1]
+        return self.slot(placement.root), placement.offset, placement.pixel
+
     def has_slot(self, value: Value) -> bool:
         """Whether a value has its place already."""
         return id(value) in self._slot_of
 
     def slot(self, value: Value) -> int:
         """Where a value lives; a constant becomes a weight, a result gets memory."""
+        assert id(value) not in self.placed, f"%{value.name} lies in a slice"
         found = self._slot_of.get(id(value))
         if found is None:
             if value.constant is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from engine.ir.graph import Graph, Node, Value
 from engine.lower.builder import PackedWeight, ProgramBuilder, stored_type
+from engine.lower.slices import plan_slices
 from engine.ops.reference import Reference
 from engine.plan.operators import operator_to_json
 from engine.plan.structure import HostStep, Program, Slot, Symbol
@@ -31,7 +32,7 @@ def lower(
     ``choices`` maps node names to the chosen candidate and its measured time in nanoseconds; a
     node without one runs by its meaning.
     """
-    builder = ProgramBuilder(graph, symbols)
+    builder = ProgramBuilder(graph, symbols, placed=plan_slices(graph, choices))
     _place_inputs(builder, graph)
     pending = _place_outputs(builder, graph)
     for node in graph.nodes:

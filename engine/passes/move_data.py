@@ -201,30 +201,11 @@ def _power(base: Expression, beta: float) -> Expression:
     return call("power", base, constant(beta, DType.FLOAT32))
 
 
-def _concat(node: Node) -> Region | None:
-    """Inputs of one size, each stored into its slice."""
-    values = [value for value in node.inputs if value is not None]
-    out = node.outputs[0].tensor.dims
-    axis = int(getattr(node.op, "axis", 0)) % max(len(out), 1)
-    sizes = {value.tensor.dims[axis] for value in values}
-    if len(sizes) != 1 or len(values) > 8 or len({id(v) for v in values}) != len(values):
-        return None
-    shape, dtype = values[0].tensor.dims, values[0].tensor.dtype
-    strides, steps = contiguous(out), contiguous(shape)
-    loads = tuple(Load(i, dtype, 0, steps) for i in range(len(values)))
-    stores = tuple(
-        Store(load(i, dtype), 0, out, strides[axis] * shape[axis] * i, strides)
-        for i in range(len(values))
-    )
-    return Region(shape, loads, stores, tuple(value.tensor.dims for value in values))
-
-
 _FORMS: dict[str, Callable[[Node], Region | None]] = {
     "Transpose": _transpose,
     "Expand": _expand,
     "Slice": _slice,
     "Gather": _gather,
-    "Concat": _concat,
     "ChannelShuffle": _channel_shuffle,
     "ChannelNorm": _channel_norm,
 }

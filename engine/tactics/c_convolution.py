@@ -32,28 +32,37 @@ def refusal(node: Node, name: str) -> Refusal | None:
     return None
 
 
-def input_strides(op: FusedConv, shape: Sequence[Dim]) -> tuple[Dim, Dim, Dim, Dim]:
+def input_strides(op: FusedConv, shape: Sequence[Dim], pixel: Dim) -> tuple[Dim, Dim, Dim, Dim]:
     """Elements between images, rows, columns and channels of the input."""
     _, height, width, channels = op.image(shape)
     if op.input_layout == "NCHW":
         return channels * height * width, width, 1, height * width
-    return height * width * channels, width * channels, channels, 1
+    return height * width * pixel, width * pixel, pixel, 1
 
 
 def operands_and_pixels(
     builder: ProgramBuilder, node: Node, weight: int
 ) -> tuple[list[tuple[int, Dim]], list[Dim]]:
-    """Input, packed filters, epilogue operands and output; and the operands' pixel strides."""
+    """Input, packed filters, epilogue operands and output; and pixel strides.
+
+    The strides are those of the output, then of each epilogue operand.
+    """
     op = node.op
     assert isinstance(op, FusedConv) and node.inputs[0] is not None
-    channels = node.outputs[0].tensor.dims[-1]
-    operands: list[tuple[int, Dim]] = [(builder.slot(node.inputs[0]), 0), (weight, 0)]
-    pixels: list[Dim] = []
+    slot, offset, _ = builder.location(node.inputs[0])
+    operands: list[tuple[int, Dim]] = [(slot, offset), (weight, 0)]
+    out_slot, out_offset, out_pixel = builder.location(node.outputs[0])
+    pixels: list[Dim] = [out_pixel]
     for kind, value in zip(op.kinds, node.inputs[2:]):
         assert value is not None
-        operands.append((builder.slot(value), 0))
-        pixels.append({"full": channels, "row": 1}.get(kind, 0))
-    operands.append((builder.slot(node.outputs[0]), 0))
+        if kind == "full":
+            slot, offset, pixel = builder.location(value)
+            operands.append((slot, offset))
+            pixels.append(pixel)
+        else:
+            operands.append((builder.slot(value), 0))
+            pixels.append(1 if kind == "row" else 0)
+    operands.append((out_slot, out_offset))
     return operands, pixels
 
 
@@ -83,7 +92,10 @@ class CConvolution:
     def _candidate(self, kernel: Convolution) -> Candidate:
         choice = {key: value for key, value in kernel.to_json().items() if key != "epilogue"}
         return Candidate(
-            self.name, choice, lambda b, node, layer: emit_convolution(b, node, layer, kernel)
+            self.name,
+            choice,
+            lambda b, node, layer: emit_convolution(b, node, layer, kernel),
+            strided=True,
         )
 
 
@@ -104,7 +116,8 @@ def emit_convolution(builder: ProgramBuilder, node: Node, layer: int, kernel: Co
     _, out_height, out_width, _ = node.outputs[0].tensor.dims
     sizes: list[Dim] = [images, height, breadth, op.group, inputs, columns, high, wide]
     sizes += [out_height, out_width, *op.strides, *op.dilations, op.pads[0], op.pads[1]]
-    sizes += [*input_strides(op, source.tensor.dims), outputs, *pixels]
+    pixel = builder.location(source)[2]
+    sizes += [*input_strides(op, source.tensor.dims, pixel), *pixels]
     builder.kernel(kernel, operands, sizes, layer)
 
 
@@ -143,7 +156,10 @@ class CWinograd:
     def _candidate(self, kernel: Winograd) -> Candidate:
         choice = {key: value for key, value in kernel.to_json().items() if key != "epilogue"}
         return Candidate(
-            self.name, choice, lambda b, node, layer: emit_winograd(b, node, layer, kernel)
+            self.name,
+            choice,
+            lambda b, node, layer: emit_winograd(b, node, layer, kernel),
+            strided=True,
         )
 
 
@@ -163,10 +179,11 @@ def emit_winograd(builder: ProgramBuilder, node: Node, layer: int, kernel: Winog
     operands, pixels = operands_and_pixels(builder, node, weight)
     images, height, breadth, _ = op.image(source.tensor.dims)
     _, out_height, out_width, _ = node.outputs[0].tensor.dims
-    x_image, x_row, x_column, _ = input_strides(op, source.tensor.dims)
+    pixel = builder.location(source)[2]
+    x_image, x_row, x_column, _ = input_strides(op, source.tensor.dims, pixel)
     sizes: list[Dim] = [images, height, breadth, op.group, inputs, columns]
     sizes += [out_height, out_width, op.pads[0], op.pads[1]]
-    sizes += [x_image, x_row, x_column, outputs, *pixels]
+    sizes += [x_image, x_row, x_column, *pixels]
     builder.kernel(kernel, operands, sizes, layer)
 
 

@@ -39,7 +39,8 @@ class CDepthwise:
         if not isinstance(high, int) or not isinstance(wide, int) or max(high, wide) > 31:
             return Refusal(self.name, "the filter is larger than 31")
         kernel = Depthwise(high, wide, Epilogue(op.epilogue, op.kinds))
-        return [Candidate(self.name, {}, lambda b, n, layer: emit_depthwise(b, n, layer, kernel))]
+        emit = lambda b, n, layer: emit_depthwise(b, n, layer, kernel)  # noqa: E731
+        return [Candidate(self.name, {}, emit, strided=True)]
 
 
 def emit_depthwise(builder: ProgramBuilder, node: Node, layer: int, kernel: Depthwise) -> None:
@@ -57,7 +58,8 @@ def emit_depthwise(builder: ProgramBuilder, node: Node, layer: int, kernel: Dept
     _, out_height, out_width, _ = node.outputs[0].tensor.dims
     sizes: list[Dim] = [images, height, width, channels, high, wide, out_height, out_width]
     sizes += [*op.strides, *op.dilations, *op.pads]
-    sizes += [*input_strides(op, x.tensor.dims), channels, *pixels]
+    pixel = builder.location(x)[2]
+    sizes += [*input_strides(op, x.tensor.dims, pixel), *pixels]
     builder.kernel(kernel, operands, sizes, layer)
 
 
@@ -74,7 +76,8 @@ class CPooling:
         if x.tensor.dtype is not DType.FLOAT32:
             return Refusal(self.name, "only float32 is generated")
         kernel = Pooling(op.kind, op.counts_padding)
-        return [Candidate(self.name, {}, lambda b, n, layer: emit_pooling(b, n, layer, kernel))]
+        emit = lambda b, n, layer: emit_pooling(b, n, layer, kernel)  # noqa: E731
+        return [Candidate(self.name, {}, emit, strided=True)]
 
 
 def emit_pooling(builder: ProgramBuilder, node: Node, layer: int, kernel: Pooling) -> None:
@@ -85,8 +88,10 @@ def emit_pooling(builder: ProgramBuilder, node: Node, layer: int, kernel: Poolin
     _, out_height, out_width, _ = node.outputs[0].tensor.dims
     sizes: list[Dim] = [images, height, width, channels, *op.kernel, out_height, out_width]
     sizes += [*op.strides, *op.dilations, *op.pads]
-    sizes += [height * width * channels, width * channels, channels, 1, channels]
-    operands: list[tuple[int, Dim]] = [(builder.slot(x), 0), (builder.slot(node.outputs[0]), 0)]
+    slot, offset, pixel = builder.location(x)
+    out_slot, out_offset, out_pixel = builder.location(node.outputs[0])
+    sizes += [height * width * pixel, width * pixel, pixel, 1, out_pixel]
+    operands: list[tuple[int, Dim]] = [(slot, offset), (out_slot, out_offset)]
     builder.kernel(kernel, operands, sizes, layer)
 
 

@@ -24,13 +24,14 @@ Emit = Callable[["ProgramBuilder", Node, int], None]
 class Candidate:
     """One way to run one layer: a tactic with its choices made.
 
-    ``emit`` writes the steps into a program; ``flops`` and ``nbytes`` rank candidates before any
-    is measured.
+    ``emit`` writes the steps into a program. ``strided`` says that it asks the builder where its
+    first input, its full operands and its output lie, so that they may be slices of wider tensors.
     """
 
     tactic: str
     choice: Mapping[str, Any]
     emit: Emit
+    strided: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,141 @@
+"""Concatenation without copies: tensors that are made, and read, inside a slice of a wider one.
+
+A tensor [..., C] that is joined with others along the last axis is placed in the joined tensor
+[..., W] at once: it starts some channels in, and its pixels lie W elements apart instead of C. This
+is decided before steps are written, from the last concatenation to the first, so that the growing
+tensors of a dense block all lie in one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from engine.ir.graph import Graph, Node, Value
+from engine.ir.sizes import Dim, floordiv, modulo, product
+from engine.ir.types import is_bound
+from engine.ops.expression import load
+from engine.ops.region import Load, Region, Store
+from engine.tactics import Candidate
+
+__all__ = ["Placement", "copy_region", "plan_slices", "restride_load", "restride_store"]
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a value lies: in the memory of ``root``, ``offset`` elements in, pixels apart."""
+
+    root: Value
+    offset: Dim
+    pixel: Dim
+
+
+Choices = Mapping[str, tuple[Candidate, int]]
+
+
+def plan_slices(graph: Graph, choices: Choices) -> dict[int, Placement]:
+    """Placements by the identity of values; what is not listed has memory of its own."""
+    placed: dict[int, Placement] = {}
+    for node in reversed(graph.nodes):
+        if is_joining(node) and node.name in choices:
+            _place_inputs(graph, node, choices, placed)
+    return placed
+
+
+def is_joining(node: Node) -> bool:
+    """Whether a node is a concatenation along the last axis of tensors of known size."""
+    if node.kind != "Concat" or not is_bound(node.outputs[0].type):
+        return False
+    rank = node.outputs[0].tensor.rank
+    return rank > 1 and int(getattr(node.op, "axis", 0)) % rank == rank - 1
+
+
+def _place_inputs(graph: Graph, node: Node, choices: Choices, placed: dict[int, Placement]) -> None:
+    output = node.outputs[0]
+    whole = placed.get(id(output), Placement(output, 0, output.tensor.dims[-1]))
+    before: Dim = 0
+    for value in node.inputs:
+        assert value is not None
+        channels = value.tensor.dims[-1]
+        if id(value) not in placed and _fits(graph, value, node, choices, whole.pixel):
+            placed[id(value)] = Placement(whole.root, whole.offset + before, whole.pixel)
+        before = before + channels
+
+
+def _fits(graph: Graph, value: Value, join: Node, choices: Choices, pixel: Dim) -> bool:
+    """Whether a value's maker and all its readers can work in a slice."""
+    maker = value.producer
+    if maker is None or graph.is_output(value) or sum(u is join for u, _ in value.uses) != 1:
+        return False
+    nodes = [maker, *(user for user, _ in value.uses if user is not join)]
+    return all(_works(node, value, choices, pixel) for node in nodes)
+
+
+def _works(node: Node, value: Value, choices: Choices, pixel: Dim) -> bool:
+    if node.name not in choices:
+        return False
+    if isinstance(node.op, Region):
+        return _restrided(node, value, pixel)
+    if is_joining(node):
+        return True
+    candidate = choices[node.name][0]
+    if not candidate.strided:
+        return False
+    positions = [index for index, item in enumerate(node.inputs) if item is value]
+    kinds = getattr(node.op, "kinds", ())
+    return all(index == 0 or kinds[index - 2] == "full" for index in positions)
+
+
+def _restrided(node: Node, value: Value, pixel: Dim) -> bool:
+    """Whether every access of a region to a value has a form for other pixel strides."""
+    op, channels = node.op, value.tensor.dims[-1]
+    assert isinstance(op, Region)
+    inputs = [index for index, item in enumerate(node.inputs) if item is value]
+    outputs = [index for index, item in enumerate(node.outputs) if item is value]
+    loads = [item for item in op.loads if item.operand in inputs]
+    stores = [item for item in op.stores if item.output in outputs]
+    return all(restride_load(item, channels, pixel, 0) is not None for item in loads) and all(
+        restride_store(item, channels, pixel, 0) is not None for item in stores
+    )
+
+
+def _restride(steps: Sequence[Dim], channels: Dim, pixel: Dim) -> tuple[Dim, ...] | None:
+    """Strides in a tensor of C channels, in one whose pixels lie further apart."""
+    if channels == 1:
+        return None  # then a step between pixels looks like one between channels
+    found: list[Dim] = []
+    for step in steps:
+        if modulo(step, channels) == 0:
+            found.append(floordiv(step, channels) * pixel)
+        elif isinstance(step, int) and isinstance(channels, int) and 0 < step < channels:
+            found.append(step)
+        else:
+            return None
+    return tuple(found)
+
+
+def restride_load(item: Load, channels: Dim, pixel: Dim, offset: Dim) -> Load | None:
+    """A load of a tensor in a slice."""
+    found = _restride((item.offset, *item.strides), channels, pixel)
+    if found is None or item.gather is not None:
+        return None
+    return replace(item, offset=found[0] + offset, strides=found[1:])
+
+
+def restride_store(item: Store, channels: Dim, pixel: Dim, offset: Dim) -> Store | None:
+    """A store to a tensor in a slice."""
+    found = _restride((item.offset, *item.strides), channels, pixel)
+    if found is None:
+        return None
+    return replace(item, offset=found[0] + offset, strides=found[1:])
+
+
+def copy_region(value: Value, placement: Placement, source: Placement) -> Region:
+    """The region that copies a value from where it lies into its slice."""
+    kind = value.tensor
+    channels = kind.dims[-1]
+    space = (product(kind.dims[:-1]), channels)
+    read = Load(0, kind.dtype, source.offset, (source.pixel, 1))
+    shape = placement.root.tensor.dims
+    store = Store(load(0, kind.dtype), 0, shape, placement.offset, (placement.pixel, 1))
+    return Region(space, (read,), (store,), (kind.dims,))
