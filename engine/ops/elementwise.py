@@ -16,7 +16,7 @@ import numpy as np
 from engine.ir.types import Array, DType, TensorType, Type
 from engine.ops.conversions import is_narrow
 from engine.ops.expression import Expression, cast, constant, evaluate, load
-from engine.ops.operator import Operator, register, tensor
+from engine.ops.operator import Operator, find, register, tensor
 from engine.ops.shapes import broadcast
 from engine.ops.symbolic import evaluate_sizes, holds_conditions, holds_sizes
 
@@ -60,6 +60,10 @@ class ElementwiseOperator(Operator):
             return cast(result, like.dtype) if result.dtype is DType.FLOAT32 else result
         return result
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Classes made from table rows have no name in a module; the registry knows them."""
+        return _restored, (self.name, self.since, self.attributes())
+
     def _over(self, dtypes: Sequence[DType | None]) -> Expression:
         loads = [
             None if dtype is None else load(position, dtype)
@@ -87,6 +91,10 @@ class ElementwiseOperator(Operator):
         result = evaluate(expression, given)
         shape = np.broadcast_shapes(*(item.shape for item in arrays if item is not None))
         return result if result.shape == shape else np.array(np.broadcast_to(result, shape))
+
+
+def _restored(name: str, since: int, attributes: dict[str, Any]) -> Operator:
+    return find("", name, since).from_attributes(attributes)
 
 
 def _size_dtype(array: Array | None) -> DType | None:

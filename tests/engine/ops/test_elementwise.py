@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from typing import Any
 
 import numpy as np
@@ -62,6 +64,8 @@ def test_operators_come_back_from_their_attributes() -> None:
         again = type(found).from_attributes(json.loads(json.dumps(found.attributes())))
         assert again == found
         assert hash(again) == hash(found)
+        assert pickle.loads(pickle.dumps(found)) == found
+        assert copy.deepcopy(found) == found
 
 
 @pytest.mark.parametrize("dtype", [DType.FLOAT16, DType.BFLOAT16])
