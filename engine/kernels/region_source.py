@@ -8,6 +8,7 @@ lane, when the reduced axis is strided and the axis before it is contiguous.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from engine.ir.types import DType
@@ -433,6 +434,7 @@ def print_region(kernel: RegionKernel, name: str) -> str:
     return f"{PRELUDE}{_REDUCERS}{independent}{reducers}\n{body}\n"
 
 
+@lru_cache(maxsize=1024)
 def buffer_count(kernel: RegionKernel) -> int:
     """How many scratch buffers of a row's length the kernel keeps."""
     return 0 if kernel.layout == "columns" else len(_Printer(kernel).buffers())
