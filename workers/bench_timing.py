@@ -16,6 +16,9 @@ __all__ = ["Length", "Summary", "take_turns", "time_contexts"]
 
 Call = Callable[[], object]
 
+#: Seconds in which the threads of the one before stop to spin.
+REST = 0.05
+
 
 @dataclass(frozen=True, slots=True)
 class Length:
@@ -131,6 +134,7 @@ def take_turns(calls: Sequence[Call], rounds: int, length: Length) -> list[list[
     for turn in range(rounds):
         for index in range(len(calls)):
             place = (index + turn) % len(calls)
+            time.sleep(REST)
             calls[place]()  # brings its weights back into the caches
             medians[place].append(statistics.median(_run_for(calls[place], share)))
     return medians
