@@ -108,6 +108,11 @@ class _Printer:
             self.levels[node] = below + (node.function in REDUCTIONS)
             self.varies[node] = self._varying(node)
         self.depth = max(self.levels.values())
+        #: The last pass in which a value along the row uses a node.
+        self.latest: dict[Expression, int] = {}
+        for node in filter(self.varies.__getitem__, self.nodes):
+            for item in node.operands:
+                self.latest[item] = max(self.latest.get(item, -1), self.levels[node])
 
     def _varying(self, node: Expression) -> bool:
         if node.function == "load":
@@ -234,15 +239,15 @@ class _Printer:
 
     def buffers(self) -> dict[Expression, str]:
         """Scratch for values along a row that a later pass uses again: all of the row's length."""
-        needed: list[Expression] = []
+        needed: dict[Expression, None] = {}
         for node in self.nodes:
             for item in node.operands:
                 late = self.levels[node] > self.levels[item] + (node.function in REDUCTIONS)
                 if self.buffered(item) and (late or self.used_late(item)) and item not in needed:
-                    needed.append(item)
+                    needed[item] = None
         for root in self.roots:
             if self.buffered(root) and self.levels[root] < self.depth and root not in needed:
-                needed.append(root)
+                needed[root] = None
         result, offset = {}, "0"
         for number, node in enumerate(needed):
             kind = value_type(node.dtype)
@@ -257,10 +262,7 @@ class _Printer:
 
     def used_late(self, node: Expression) -> bool:
         """Whether a user of the node runs in a later pass than the node's own."""
-        return any(
-            node in user.operands and self.varies[user] and self.levels[user] > self.levels[node]
-            for user in self.nodes
-        )
+        return self.latest.get(node, -1) > self.levels[node]
 
     def invariants(self, level: int, known: dict[Expression, str]) -> None:
         """Values that are the same along the row, as soon as their reductions are known."""
