@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import AttributeProto, TensorProto
+from onnx import AttributeProto
 
 from engine.errors import InvalidModelError, UnsupportedOperatorError
 from engine.ir.graph import Graph, Node, Value
 from engine.ir.infer import infer_node
 from engine.ir.types import Array, DType, TensorType, Type
+from engine.onnx_io.conversion import convert
 from engine.onnx_io.reference import reference_operator
 from engine.onnx_io.tensors import array_of, type_of
 from engine.ops.control import ControlOperator
@@ -24,7 +26,13 @@ from engine.ops.operator import Operator, find
 __all__ = ["read"]
 
 _UNTYPED = TensorType(DType.FLOAT32, None)
+#: Functions within functions, and bodies within bodies (inference visits those again and again).
 _MAX_DEPTH = 64
+_MAX_BODY_DEPTH = 12
+#: Nodes of a graph with all functions inlined; a few functions may call each other very often.
+_MAX_NODES = 1_000_000
+#: Elements of a sparse tensor that is written out.
+_MAX_DENSE = 1 << 31
 
 
 def read(
@@ -44,7 +52,7 @@ def read(
         raise InvalidModelError(f"{_title(model)} is not an ONNX model: it holds no graph")
     opsets = _opsets(proto.opset_import)
     if 0 < opsets.get("", 7) < 7:
-        proto = _convert(proto, opsets[""])
+        proto = convert(proto, opsets[""])
         opsets = _opsets(proto.opset_import)
     functions = {(f.domain, f.name, f.overload): f for f in proto.functions}
     importer = _Importer(folder, functions, reference, dict(shapes or {}))
@@ -77,38 +85,6 @@ def _opsets(imports: Any) -> dict[str, int]:
     return {("" if item.domain == "ai.onnx" else item.domain): item.version for item in imports}
 
 
-def _convert(proto: onnx.ModelProto, version: int) -> onnx.ModelProto:
-    from onnx import version_converter
-
-    _shape_slopes(proto)
-    try:
-        return version_converter.convert_version(proto, 7)
-    except Exception as error:
-        raise UnsupportedOperatorError(
-            f"the model uses opset {version}, older than 7, and onnx cannot convert it: {error}"
-        ) from None
-
-
-def _shape_slopes(proto: onnx.ModelProto) -> None:
-    """Before opset 7 a PRelu's slope was one number per channel; onnx does not convert that."""
-    slopes = {node.input[1] for node in proto.graph.node if node.op_type == "PRelu"}
-    ranks = {
-        node.input[1]: len(value.type.tensor_type.shape.dim)
-        for node in proto.graph.node
-        for value in (*proto.graph.input, *proto.graph.value_info)
-        if node.op_type == "PRelu" and node.input[0] == value.name
-    }
-    declared = {value.name: value for value in proto.graph.input}
-    for tensor in proto.graph.initializer:
-        if tensor.name in slopes and len(tensor.dims) == 1 and tensor.dims[0] > 1:
-            added = [1] * (ranks.get(tensor.name, 4) - 2)
-            tensor.dims.extend(added)
-            if tensor.name in declared:
-                shape = declared[tensor.name].type.tensor_type.shape
-                for _ in added:
-                    shape.dim.add().dim_value = 1
-
-
 def _check_shapes_used(graph: Graph, shapes: Mapping[str, Any]) -> None:
     names = [value.name for value in graph.inputs]
     for name in shapes:
@@ -125,8 +101,17 @@ class _Scope:
     values: dict[str, Value] = field(default_factory=dict)
     captures: dict[str, tuple[Value, Value]] = field(default_factory=dict)  # outer, inner
     attributes: dict[str, AttributeProto] = field(default_factory=dict)
+    made: set[str] = field(default_factory=set)
     prefix: str = ""
     depth: int = 0
+    body_depth: int = 0
+
+    def make(self, name: str, value: Value, where: str) -> None:
+        """Enter a value that is made here; InvalidModelError when its name is taken."""
+        if name in self.made:
+            raise InvalidModelError(f"{where} has two values called {name!r}")
+        self.made.add(name)
+        self.values[name] = value
 
     def find(self, name: str) -> Value | None:
         """The value of a name here or outside; one from outside becomes a captured input."""
@@ -157,12 +142,17 @@ class _Importer:
     ) -> None:
         self.folder, self.functions = folder, functions
         self.reference, self.shapes = reference, shapes
+        self.count = 0
 
     def graph(self, proto: onnx.GraphProto, scope: _Scope, *, top: bool = False) -> Graph:
         """One graph with its inputs, constants, nodes and outputs."""
         graph = Graph(proto.name or "graph")
         self._constants(graph, proto, scope)
+        inputs: set[str] = set()
         for item in proto.input:
+            if item.name in inputs:
+                raise InvalidModelError(f"graph {graph.name!r} has two inputs called {item.name!r}")
+            inputs.add(item.name)
             if item.name not in scope.values:
                 kind = type_of(item.type, item.name) or _UNTYPED
                 self._input(graph, scope, item.name, self._override(kind, item.name, top))
@@ -171,12 +161,14 @@ class _Importer:
             graph.outputs.append(self._lookup(item.name, scope, f"output of graph {graph.name!r}"))
         if top:
             self._check_declared(graph, proto)
-            self._name_outputs(graph, [item.name for item in proto.output])
+            # Outputs carry the model's names, also where a function or constant made them.
+            graph.output_names = [item.name for item in proto.output]
+            twice = {name for name in graph.output_names if graph.output_names.count(name) > 1}
+            if twice:
+                raise InvalidModelError(
+                    f"graph {graph.name!r} has two outputs called {min(twice)!r}"
+                )
         return graph
-
-    def _name_outputs(self, graph: Graph, names: list[str]) -> None:
-        """Outputs carry the model's names, also where a function or constant made them."""
-        graph.output_names = names
 
     def _override(self, kind: Type, name: str, top: bool) -> Type:
         if not (top and name in self.shapes):
@@ -196,11 +188,9 @@ class _Importer:
         return TensorType(kind.dtype, shape)
 
     def _input(self, graph: Graph, scope: _Scope, name: str, kind: Type) -> None:
-        if name in graph._names:
-            raise InvalidModelError(f"graph {graph.name!r} has two inputs called {name!r}")
         value = Value(graph.fresh_name(name), kind)
         graph.inputs.append(value)
-        scope.values[name] = value
+        scope.make(name, value, f"graph {graph.name!r}")
 
     def _constants(self, graph: Graph, proto: onnx.GraphProto, scope: _Scope) -> None:
         for tensor in proto.initializer:
@@ -211,7 +201,8 @@ class _Importer:
             self._constant(graph, scope, name, _dense(sparse, self.folder, name))
 
     def _constant(self, graph: Graph, scope: _Scope, name: str, array: Array) -> None:
-        scope.values[name] = graph.constant(name, array, origin=name)
+        value = graph.constant(name, array, origin=name)
+        scope.make(name, value, f"graph {graph.name!r}")
 
     def _lookup(self, name: str, scope: _Scope, where: str) -> Value:
         value = scope.find(name)
@@ -224,6 +215,9 @@ class _Importer:
 
     def _nodes(self, graph: Graph, nodes: Sequence[onnx.NodeProto], scope: _Scope) -> None:
         for index, proto in enumerate(nodes):
+            self.count += 1
+            if self.count > _MAX_NODES:
+                raise InvalidModelError(f"the model has more than {_MAX_NODES} nodes in all")
             name = scope.prefix + (proto.name or f"{proto.op_type}_{index}")
             key = (proto.domain, proto.op_type, proto.overload)
             if key in self.functions:
@@ -262,9 +256,7 @@ class _Importer:
         for name in names:
             value = Value(graph.fresh_name(name or "unused"), _UNTYPED)
             if name:
-                if name in scope.values and scope.values[name].producer is not None:
-                    raise InvalidModelError(f"two nodes make a value called {name!r}")
-                scope.values[name] = value
+                scope.make(name, value, f"graph {graph.name!r}")
             outputs.append(value)
         return outputs
 
@@ -311,8 +303,8 @@ class _Importer:
         self, graph: Graph, node: Node, protos: Sequence[onnx.GraphProto], scope: _Scope
     ) -> None:
         """Build the bodies of a node; what they capture from outside becomes an input of it."""
-        if scope.depth > _MAX_DEPTH:
-            raise InvalidModelError(f"bodies are nested more than {_MAX_DEPTH} deep")
+        if scope.body_depth >= _MAX_BODY_DEPTH:
+            raise InvalidModelError(f"bodies are nested more than {_MAX_BODY_DEPTH} deep")
         op = node.op
         assert isinstance(op, ControlOperator)
         operands = [None if value is None else value.operand() for value in node.inputs]
@@ -324,13 +316,18 @@ class _Importer:
                 outer=scope,
                 prefix=node.name + "/",
                 attributes=scope.attributes,
-                depth=scope.depth + 1,
+                depth=scope.depth,
+                body_depth=scope.body_depth + 1,
             )
             body = Graph(proto.name or node.name)
             self._constants(body, proto, inner)
-            for index, item in enumerate(proto.input):
-                if index < len(types):
-                    self._input(body, inner, item.name, types[index])
+            if len(proto.input) != len(types):
+                raise InvalidModelError(
+                    f"body {body.name!r} of node {node.name!r} ({op.name}) takes "
+                    f"{len(proto.input)} inputs, expected {len(types)}"
+                )
+            for item, kind in zip(proto.input, types):
+                self._input(body, inner, item.name, kind)
             self._nodes(body, proto.node, inner)
             body.outputs = [
                 self._lookup(item.name, inner, f"output of body {body.name!r}")
@@ -371,6 +368,7 @@ class _Importer:
             opsets={**scope.opsets, **_opsets(function.opset_import)},
             prefix=name + "/",
             depth=scope.depth + 1,
+            body_depth=scope.body_depth,
         )
         given = {a.name: self._resolve(a, scope) for a in proto.attribute}
         inner.attributes = {a.name: a for a in function.attribute_proto}
@@ -383,7 +381,8 @@ class _Importer:
         self._nodes(graph, [_without(node, absent) for node in function.node], inner)
         for formal, actual in zip(function.output, proto.output):
             if actual:
-                scope.values[actual] = self._lookup(formal, inner, f"function {function.name!r}")
+                found = self._lookup(formal, inner, f"function {function.name!r}")
+                scope.make(actual, found, f"graph {graph.name!r}")
 
     def _check_declared(self, graph: Graph, proto: onnx.GraphProto) -> None:
         """Declared output types must not contradict what the operators say."""
@@ -445,9 +444,12 @@ def _dense(sparse: onnx.SparseTensorProto, folder: Path | None, name: str) -> Ar
     """A sparse tensor (values, indices, dims) as a plain array."""
     where = f"sparse tensor {name!r}"
     values = array_of(sparse.values, folder, where)
-    indices = array_of(sparse.indices, folder, where).astype(np.int64)
+    indices = array_of(sparse.indices, folder, where)
+    if min(sparse.dims, default=0) < 0 or math.prod(sparse.dims) > _MAX_DENSE:
+        raise InvalidModelError(f"{where} has the shape {list(sparse.dims)}, no size to be filled")
     array = np.zeros(tuple(sparse.dims), values.dtype)
     try:
+        indices = indices.astype(np.int64)
         if indices.ndim == 2:
             array[tuple(indices.T)] = values
         else:
@@ -473,11 +475,3 @@ def _attribute_value(attribute: AttributeProto, folder: Path | None, where: str)
         return tuple(array_of(item, folder, where) for item in attribute.tensors)
     value = onnx.helper.get_attribute_value(attribute)
     return tuple(value) if kind in (AttributeProto.INTS, AttributeProto.FLOATS) else value
-
-
-def tensor_proto(array: Array, name: str) -> TensorProto:
-    """An array as an ONNX tensor."""
-    if array.dtype == object:
-        flat: Any = [str(item).encode() for item in array.reshape(-1)]
-        return onnx.helper.make_tensor(name, TensorProto.STRING, array.shape, flat)
-    return onnx.numpy_helper.from_array(np.ascontiguousarray(array), name)

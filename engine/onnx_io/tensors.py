@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,7 @@ def _external(
         offset, length = int(fields.get("offset", 0)), int(fields.get("length", -1))
     except ValueError:
         raise InvalidModelError(f"{where}: offset or length of its data is no number") from None
-    count = int(np.prod(shape, dtype=np.int64))
+    count = math.prod(shape)
     bits = {"int4": 4, "uint4": 4, "float4e2m1": 4, "int2": 2, "uint2": 2}.get(dtype.value, 0)
     needed = -(-count * bits // 8) if bits else count * dtype.nbytes
     available = path.stat().st_size
