@@ -51,7 +51,9 @@ def target(name: str = "cpu") -> dict[str, Any]:
 
 def toolchain(name: str = "cpu") -> dict[str, Any]:
     """What else a plan's bytes depend on."""
-    return {"codegen": CODEGEN}
+    from engine.tune.tuning import toolchain_digest
+
+    return {"codegen": CODEGEN, "kernels": toolchain_digest()}
 
 
 def read_options(options: Mapping[str, Any]) -> BuildOptions:
@@ -130,7 +132,7 @@ def tune(
     from engine.tune.tuning import compile_candidates, measure_task, tuning_tasks
 
     graph, options = _reopen(prepared)
-    records = [TimingRecord.from_json(item) for item in known]
+    records = _usable(known, options)
     wanted = {task.signature for task in tasks}
     todo = [t for t in tuning_tasks(graph, options, records) if t.signature in wanted]
     device = describe(options.target).to_json()
@@ -145,12 +147,21 @@ def tune(
     report({"done": len(todo), "total": len(todo)})
 
 
+def _usable(records: Sequence[Mapping[str, Any]], options: BuildOptions) -> list[TimingRecord]:
+    """The records of this target made with this compiler; others say nothing about it."""
+    from engine.tune.tuning import toolchain_digest
+
+    device, kernels = describe(options.target).to_json(), toolchain_digest()
+    read = (TimingRecord.from_json(item) for item in records)
+    return [r for r in read if r.toolchain == kernels and dict(r.target) == device]
+
+
 def assemble(
     prepared: str | Path, records: Sequence[Mapping[str, Any]], output: str | Path
 ) -> dict[str, Any]:
     """Choose by the records, write the plan file, and report what is in it."""
     graph, options = _reopen(prepared)
-    plan = assemble_plan(graph, options, [TimingRecord.from_json(item) for item in records])
+    plan = assemble_plan(graph, options, _usable(records, options))
     plan.save(output)
     program = plan.program
     tactics: dict[str, int] = {}

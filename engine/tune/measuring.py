@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from engine.lower.lowering import lower
 from engine.plan.recipes import apply
 from engine.runtime.context import Context
 from engine.runtime.engine import Engine
-from engine.tactics import Candidate
+from engine.tactics import Candidate, candidates
 from engine.tune.isolation import isolate, random_array
 
 __all__ = ["Measurement", "measure", "prepare_engines"]
@@ -94,7 +95,7 @@ def measure(
         for seed, value in enumerate(graph.inputs)
         if isinstance(value.type, TensorType)
     }
-    rivals = prepare_engines(graph, offered)
+    rivals = prepare_engines(graph, _at_fixed_sizes(graph.nodes[0], offered))
     expected = _expected(graph, feeds)
     for rival in rivals:
         if rival.context is not None:
@@ -111,6 +112,21 @@ def measure(
         )
         for rival in rivals
     ]
+
+
+def _at_fixed_sizes(node: Node, offered: Sequence[Candidate]) -> list[Candidate]:
+    """The same tactics and choices, offered for the node with numbers in the place of symbols.
+
+    A tactic that does not offer a choice at these sizes keeps the candidate as it was.
+    """
+    sources = sorted({candidate.tactic.split(".")[0] for candidate in offered})
+    again, _ = candidates(node, sources, {})
+    known = {_identity(candidate): candidate for candidate in again}
+    return [known.get(_identity(candidate), candidate) for candidate in offered]
+
+
+def _identity(candidate: Candidate) -> tuple[str, str]:
+    return candidate.tactic, json.dumps(dict(candidate.choice), sort_keys=True)
 
 
 def _expected(graph: Graph, feeds: Mapping[str, Array]) -> list[Array]:
