@@ -13,7 +13,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -330,6 +330,23 @@ def title(layer: Layer) -> str:
     return text + (f" g{layer.groups}" if layer.groups > 1 else "")
 
 
+def record(
+    summary: Mapping[str, object], known: Mapping[Layer, Mapping[str, object]], threads: int
+) -> dict[str, object]:
+    """What a results file keeps: sums per network, both times and the best kernel per layer."""
+    layers = []
+    for row in known.values():
+        kept = {name: value for name, value in row.items() if name != "ranking"}
+        layers.append({**kept, "kernel": row["ranking"][0][0]})  # type: ignore[index]
+    return {
+        "isa": detect().name,
+        "threads": threads,
+        "onnxruntime": onnxruntime.__version__,
+        "networks": summary,
+        "layers": layers,
+    }
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -360,6 +377,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 flush=True,
             )
         summary[network] = {"onnxruntime_ms": total_reference, "ours_ms": total}
+        if options.json:
+            options.json.write_text(json.dumps(record(summary, known, options.threads)) + "\n")
         print(
             f"   sum {total_reference:.2f} ms, ours {total:.2f} ms: {total_reference / total:.2f}"
         )
