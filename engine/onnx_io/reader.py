@@ -17,6 +17,7 @@ from engine.errors import InvalidModelError, UnsupportedOperatorError
 from engine.ir.graph import Graph, Node, Value
 from engine.ir.infer import infer_node
 from engine.ir.types import Array, DType, TensorType, Type
+from engine.onnx_io.calls import check_calls
 from engine.onnx_io.conversion import convert
 from engine.onnx_io.reference import reference_operator
 from engine.onnx_io.tensors import array_of, type_of
@@ -26,11 +27,8 @@ from engine.ops.operator import Operator, find
 __all__ = ["read"]
 
 _UNTYPED = TensorType(DType.FLOAT32, None)
-#: Functions within functions, and bodies within bodies (inference visits those again and again).
-_MAX_DEPTH = 64
+#: Bodies within bodies; inference visits the inner ones again for every turn of the outer.
 _MAX_BODY_DEPTH = 12
-#: Nodes of a graph with all functions inlined; a few functions may call each other very often.
-_MAX_NODES = 1_000_000
 #: Elements of a sparse tensor that is written out.
 _MAX_DENSE = 1 << 31
 
@@ -55,6 +53,7 @@ def read(
         proto = convert(proto, opsets[""])
         opsets = _opsets(proto.opset_import)
     functions = {(f.domain, f.name, f.overload): f for f in proto.functions}
+    check_calls(proto.graph, functions)
     importer = _Importer(folder, functions, reference, dict(shapes or {}))
     graph = importer.graph(proto.graph, _Scope(opsets=opsets), top=True)
     _check_shapes_used(graph, shapes or {})
@@ -103,7 +102,6 @@ class _Scope:
     attributes: dict[str, AttributeProto] = field(default_factory=dict)
     made: set[str] = field(default_factory=set)
     prefix: str = ""
-    depth: int = 0
     body_depth: int = 0
 
     def make(self, name: str, value: Value, where: str) -> None:
@@ -142,7 +140,6 @@ class _Importer:
     ) -> None:
         self.folder, self.functions = folder, functions
         self.reference, self.shapes = reference, shapes
-        self.count = 0
 
     def graph(self, proto: onnx.GraphProto, scope: _Scope, *, top: bool = False) -> Graph:
         """One graph with its inputs, constants, nodes and outputs."""
@@ -215,9 +212,6 @@ class _Importer:
 
     def _nodes(self, graph: Graph, nodes: Sequence[onnx.NodeProto], scope: _Scope) -> None:
         for index, proto in enumerate(nodes):
-            self.count += 1
-            if self.count > _MAX_NODES:
-                raise InvalidModelError(f"the model has more than {_MAX_NODES} nodes in all")
             name = scope.prefix + (proto.name or f"{proto.op_type}_{index}")
             key = (proto.domain, proto.op_type, proto.overload)
             if key in self.functions:
@@ -316,7 +310,6 @@ class _Importer:
                 outer=scope,
                 prefix=node.name + "/",
                 attributes=scope.attributes,
-                depth=scope.depth,
                 body_depth=scope.body_depth + 1,
             )
             body = Graph(proto.name or node.name)
@@ -359,15 +352,9 @@ class _Importer:
         function: onnx.FunctionProto,
     ) -> None:
         """Inline a local function: its nodes join the caller's graph."""
-        if scope.depth > _MAX_DEPTH:
-            raise InvalidModelError(
-                f"function {function.name!r} is nested more than {_MAX_DEPTH} deep; "
-                "functions must not call themselves"
-            )
         inner = _Scope(
             opsets={**scope.opsets, **_opsets(function.opset_import)},
             prefix=name + "/",
-            depth=scope.depth + 1,
             body_depth=scope.body_depth,
         )
         given = {a.name: self._resolve(a, scope) for a in proto.attribute}
