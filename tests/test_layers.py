@@ -39,11 +39,18 @@ PARTS: dict[str, set[str]] = {
     "engine.profile": TYPES | {"engine.ir", "engine.plan"},
     "engine.target": TYPES | KERNELS | {"engine.plan"},
     "engine.runtime": TYPES | KERNELS | {"engine.plan"},
-    "engine.lower.builder": TYPES | KERNELS | {"engine.ir", "engine.passes", "engine.plan"},
-    "engine.tactics": TYPES | KERNELS | {"engine.ir", "engine.plan", "engine.lower.builder"},
+    "engine.lower.placement": TYPES | {"engine.ops", "engine.ir"},
+    "engine.lower.builder": TYPES
+    | KERNELS
+    | {"engine.ir", "engine.passes", "engine.plan", "engine.lower.placement"},
+    "engine.tactics": TYPES
+    | KERNELS
+    | {"engine.ir", "engine.passes", "engine.plan", "engine.lower.builder"}
+    | {"engine.lower.placement"},
     "engine.lower": TYPES
     | KERNELS
-    | {"engine.ir", "engine.passes", "engine.plan", "engine.lower.builder", "engine.tactics"},
+    | {"engine.ir", "engine.passes", "engine.plan", "engine.lower.builder", "engine.tactics"}
+    | {"engine.lower.placement"},
 }
 # Not listed above, hence free inside the engine: the entry points, tuning and debugging.
 FREE = {"engine", "engine.building", "engine.loading", "engine.tune", "engine.debug"}

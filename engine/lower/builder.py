@@ -19,7 +19,7 @@ from engine.ir.types import (
     is_bound,
 )
 from engine.kernels.kernel import Kernel
-from engine.lower.slices import Placement
+from engine.lower.placement import Placement
 from engine.plan.recipes import RecipeStep
 from engine.plan.structure import HostStep, KernelStep, Layer, Program, Slot, Step, Symbol, Weight
 

@@ -8,26 +8,15 @@ tensors of a dense block all lie in one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 
 from engine.ir.graph import Graph, Node, Value
-from engine.ir.sizes import Dim, floordiv, modulo, product
-from engine.ir.types import is_bound
-from engine.ops.expression import load
-from engine.ops.region import Load, Region, Store
+from engine.ir.sizes import Dim
+from engine.lower.placement import Placement, is_joining, restride_load, restride_store
+from engine.ops.region import Region
 from engine.tactics import Candidate
 
-__all__ = ["Placement", "copy_region", "plan_slices", "restride_load", "restride_store"]
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Where a value lies: in the memory of ``root``, ``offset`` elements in, pixels apart."""
-
-    root: Value
-    offset: Dim
-    pixel: Dim
+__all__ = ["plan_slices"]
 
 
 Choices = Mapping[str, tuple[Candidate, int]]
@@ -40,14 +29,6 @@ def plan_slices(graph: Graph, choices: Choices) -> dict[int, Placement]:
         if is_joining(node) and node.name in choices:
             _place_inputs(graph, node, choices, placed)
     return placed
-
-
-def is_joining(node: Node) -> bool:
-    """Whether a node is a concatenation along the last axis of tensors of known size."""
-    if node.kind != "Concat" or not is_bound(node.outputs[0].type):
-        return False
-    rank = node.outputs[0].tensor.rank
-    return rank > 1 and int(getattr(node.op, "axis", 0)) % rank == rank - 1
 
 
 def _place_inputs(graph: Graph, node: Node, choices: Choices, placed: dict[int, Placement]) -> None:
@@ -97,45 +78,3 @@ def _restrided(node: Node, value: Value, pixel: Dim) -> bool:
     return all(restride_load(item, channels, pixel, 0) is not None for item in loads) and all(
         restride_store(item, channels, pixel, 0) is not None for item in stores
     )
-
-
-def _restride(steps: Sequence[Dim], channels: Dim, pixel: Dim) -> tuple[Dim, ...] | None:
-    """Strides in a tensor of C channels, in one whose pixels lie further apart."""
-    if channels == 1:
-        return None  # then a step between pixels looks like one between channels
-    found: list[Dim] = []
-    for step in steps:
-        if modulo(step, channels) == 0:
-            found.append(floordiv(step, channels) * pixel)
-        elif isinstance(step, int) and isinstance(channels, int) and 0 < step < channels:
-            found.append(step)
-        else:
-            return None
-    return tuple(found)
-
-
-def restride_load(item: Load, channels: Dim, pixel: Dim, offset: Dim) -> Load | None:
-    """A load of a tensor in a slice."""
-    found = _restride((item.offset, *item.strides), channels, pixel)
-    if found is None or item.gather is not None:
-        return None
-    return replace(item, offset=found[0] + offset, strides=found[1:])
-
-
-def restride_store(item: Store, channels: Dim, pixel: Dim, offset: Dim) -> Store | None:
-    """A store to a tensor in a slice."""
-    found = _restride((item.offset, *item.strides), channels, pixel)
-    if found is None:
-        return None
-    return replace(item, offset=found[0] + offset, strides=found[1:])
-
-
-def copy_region(value: Value, placement: Placement, source: Placement) -> Region:
-    """The region that copies a value from where it lies into its slice."""
-    kind = value.tensor
-    channels = kind.dims[-1]
-    space = (product(kind.dims[:-1]), channels)
-    read = Load(0, kind.dtype, source.offset, (source.pixel, 1))
-    shape = placement.root.tensor.dims
-    store = Store(load(0, kind.dtype), 0, shape, placement.offset, (placement.pixel, 1))
-    return Region(space, (read,), (store,), (kind.dims,))

@@ -9,6 +9,7 @@ from engine.ir.graph import Graph
 from engine.ir.infer import infer
 from engine.ir.verify import verify
 from engine.passes.choose_layout import choose_layout, read_planar_inputs
+from engine.passes.drop_unit_axes import drop_unit_axes
 from engine.passes.fold_constants import fold_constants
 from engine.passes.make_regions import make_regions
 from engine.passes.make_views import make_views
@@ -89,6 +90,8 @@ PIPELINE: tuple[Pass, ...] = (
     remove_dead,
     choose_layout,
     _until_settled(move_transposes),
+    make_views,
+    drop_unit_axes,
     make_views,
     remove_identity,
     remove_dead,

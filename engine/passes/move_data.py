@@ -59,7 +59,7 @@ def _fits(node: Node) -> bool:
 
 def _operands(node: Node, count: int) -> list[Value | None]:
     """The inputs that the region reads: a gather reads its indices first."""
-    return node.inputs[1::-1] if node.kind == "Gather" else node.inputs[:count]
+    return node.inputs[1::-1] if node.kind == "Gather" and count == 2 else node.inputs[:count]
 
 
 def _single(x: Value, out: Shape, item: Load) -> Region | None:
@@ -130,11 +130,13 @@ def _gather(node: Node) -> Region | None:
     """Rows of a table by an index tensor."""
     table, indices = node.inputs[0], node.inputs[1]
     assert table is not None and indices is not None
-    if indices.tensor.dtype not in (DType.INT32, DType.INT64) or indices.constant is not None:
+    if indices.tensor.dtype not in (DType.INT32, DType.INT64):
         return None
     shape, rank = table.tensor.dims, table.tensor.rank
     axis = int(getattr(node.op, "axis", 0)) % rank
     out = node.outputs[0].tensor.dims
+    if indices.constant is not None and indices.constant.size == 1:
+        return _take_one(node, table, axis)
     count = indices.tensor.rank
     if not out or len(out) > MOST_AXES:
         return None
@@ -148,6 +150,20 @@ def _gather(node: Node) -> Region | None:
     value = load(1, table.tensor.dtype)
     store = Store(value, 0, out, 0, contiguous(out))
     return Region(out, loads, (store,), (indices.tensor.dims, shape))
+
+
+def _take_one(node: Node, table: Value, axis: int) -> Region | None:
+    """One constant index: the rest of the table at that place."""
+    indices = node.inputs[1]
+    assert indices is not None and indices.constant is not None
+    size = table.tensor.dims[axis]
+    place = int(indices.constant.reshape(-1)[0])
+    if place < 0 and not isinstance(size, int):
+        return None
+    steps = contiguous(table.tensor.dims)
+    offset = (place + size if place < 0 else place) * steps[axis]
+    strides = steps[:axis] + (0,) * indices.tensor.rank + steps[axis + 1 :]
+    return _single(table, node.outputs[0].tensor.dims, Load(0, table.tensor.dtype, offset, strides))
 
 
 def _channel_shuffle(node: Node) -> Region | None:

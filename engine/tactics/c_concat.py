@@ -9,7 +9,7 @@ from engine.ir.sizes import Dim, product
 from engine.ir.types import is_bound
 from engine.kernels.region_lowering import kernel_of
 from engine.lower.builder import ProgramBuilder
-from engine.lower.slices import Placement, copy_region, is_joining
+from engine.lower.placement import Placement, copy_region, is_joining
 from engine.ops.expression import load
 from engine.ops.region import Load, Region, Store
 from engine.passes.rows import REGION_DTYPES

@@ -10,7 +10,7 @@ from engine.ir.graph import Node
 from engine.ir.sizes import Dim
 from engine.kernels.region_lowering import kernel_of
 from engine.lower.builder import ProgramBuilder
-from engine.lower.slices import restride_load, restride_store
+from engine.lower.placement import restride_load, restride_store
 from engine.ops.region import Load, Region, Store
 from engine.tactics.tactic import Candidate, Refusal, register
 

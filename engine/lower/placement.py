@@ -1,0 +1,73 @@
+"""Where a tensor lies that is a slice of a wider one, and how its readers and writers change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from engine.ir.graph import Node, Value
+from engine.ir.sizes import Dim, floordiv, modulo, product
+from engine.ir.types import is_bound
+from engine.ops.expression import load
+from engine.ops.region import Load, Region, Store
+
+__all__ = ["Placement", "copy_region", "is_joining", "restride_load", "restride_store"]
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a value lies: in the memory of ``root``, ``offset`` elements in, pixels apart."""
+
+    root: Value
+    offset: Dim
+    pixel: Dim
+
+
+def is_joining(node: Node) -> bool:
+    """Whether a node is a concatenation along the last axis of tensors of known size."""
+    if node.kind != "Concat" or not is_bound(node.outputs[0].type):
+        return False
+    rank = node.outputs[0].tensor.rank
+    return rank > 1 and int(getattr(node.op, "axis", 0)) % rank == rank - 1
+
+
+def _restride(steps: Sequence[Dim], channels: Dim, pixel: Dim) -> tuple[Dim, ...] | None:
+    """Strides in a tensor of C channels, in one whose pixels lie further apart."""
+    if channels == 1:
+        return None  # then a step between pixels looks like one between channels
+    found: list[Dim] = []
+    for step in steps:
+        if modulo(step, channels) == 0:
+            found.append(floordiv(step, channels) * pixel)
+        elif isinstance(step, int) and isinstance(channels, int) and 0 < step < channels:
+            found.append(step)
+        else:
+            return None
+    return tuple(found)
+
+
+def restride_load(item: Load, channels: Dim, pixel: Dim, offset: Dim) -> Load | None:
+    """A load of a tensor in a slice."""
+    found = _restride((item.offset, *item.strides), channels, pixel)
+    if found is None or item.gather is not None:
+        return None
+    return replace(item, offset=found[0] + offset, strides=found[1:])
+
+
+def restride_store(item: Store, channels: Dim, pixel: Dim, offset: Dim) -> Store | None:
+    """A store to a tensor in a slice."""
+    found = _restride((item.offset, *item.strides), channels, pixel)
+    if found is None:
+        return None
+    return replace(item, offset=found[0] + offset, strides=found[1:])
+
+
+def copy_region(value: Value, placement: Placement, source: Placement) -> Region:
+    """The region that copies a value from where it lies into its slice."""
+    kind = value.tensor
+    channels = kind.dims[-1]
+    space = (product(kind.dims[:-1]), channels)
+    read = Load(0, kind.dtype, source.offset, (source.pixel, 1))
+    shape = placement.root.tensor.dims
+    store = Store(load(0, kind.dtype), 0, shape, placement.offset, (placement.pixel, 1))
+    return Region(space, (read,), (store,), (kind.dims,))
