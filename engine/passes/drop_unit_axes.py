@@ -1,4 +1,8 @@
-"""A softmax over an axis behind which all others have size 1 runs over the last axis of a view."""
+"""A softmax over more or other than the last axis runs over the last axis of a view, if one fits.
+
+That is so when all axes behind its own have size 1, and always before opset 13, where a softmax
+runs over its axis and all that follow as one.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,9 @@ import dataclasses
 
 from engine.ir.graph import Graph, Node, Value
 from engine.ir.infer import infer_node
+from engine.ir.sizes import product
 from engine.ir.types import TensorType, is_bound
-from engine.ops.softmax import LogSoftmax, Softmax
+from engine.ops.softmax import LogSoftmax, LogSoftmax1, Softmax, Softmax1
 from engine.ops.view import View
 
 __all__ = ["drop_unit_axes"]
@@ -18,19 +23,24 @@ def drop_unit_axes(graph: Graph) -> bool:
     changed = False
     for node in list(graph.nodes):
         if isinstance(node.op, (Softmax, LogSoftmax)):
-            changed |= _rewrite(graph, node, node.op)
+            changed |= _rewrite(graph, node, node.op, merges=False)
+        elif isinstance(node.op, (Softmax1, LogSoftmax1)):
+            over = Softmax if isinstance(node.op, Softmax1) else LogSoftmax
+            changed |= _rewrite(graph, node, over(node.op.axis), merges=True)
     return changed
 
 
-def _rewrite(graph: Graph, node: Node, op: Softmax | LogSoftmax) -> bool:
+def _rewrite(graph: Graph, node: Node, op: Softmax | LogSoftmax, *, merges: bool) -> bool:
+    """``merges`` says that the axes behind the softmax's own belong to it."""
     source, output = node.inputs[0], node.outputs[0]
-    if source is None or not is_bound(source.type) or source.tensor.rank < 2:
+    if source is None or not is_bound(source.type) or source.tensor.rank < 1:
         return False
     shape = source.tensor.dims
     axis = op.axis % len(shape)
-    if axis == len(shape) - 1 or any(dim != 1 for dim in shape[axis + 1 :]):
+    last = axis == len(shape) - 1
+    if not merges and (last or any(dim != 1 for dim in shape[axis + 1 :])):
         return False
-    short = TensorType(source.tensor.dtype, shape[: axis + 1])
+    short = TensorType(source.tensor.dtype, (*shape[:axis], product(shape[axis:])))
     seen = graph.value(source.name, short)
     result = graph.value(output.name, short)
     back = graph.value(output.name, output.type)
