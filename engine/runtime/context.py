@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,6 +15,7 @@ from engine.ir.sizes import evaluate
 from engine.ir.types import Array, TensorType
 from engine.kernels.runner import Runner
 from engine.plan.slots import is_fixed
+from engine.runtime import blas
 from engine.runtime.binding import BoundProgram, Buffers
 from engine.runtime.feeds import bind_symbols, check_feeds
 
@@ -98,7 +100,10 @@ class Context:
         sizes = bind_symbols(program, feeds)
         bound = self._bind(sizes)
         buffers = self._buffers(bound, feeds, {**self._fixed, **outputs})
-        bound.run(buffers, self._runner, times)
+        # BLAS threads would spin while they wait for processors on which compilers run.
+        busy = self.engine.kernels.compiling
+        with blas.single_threaded() if busy else nullcontext():
+            bound.run(buffers, self._runner, times)
         return {
             program.slots[slot].name: self._result(bound, slot, buffers) for slot in program.outputs
         }

@@ -89,6 +89,11 @@ class KernelSet:
                 )
         return self._addresses
 
+    @property
+    def compiling(self) -> bool:
+        """Whether a compilation is under way, and so the processors are busy with it."""
+        return self._future is not None and not self._future.done()
+
     def wait(self) -> bool:
         """Wait for a compilation under way; whether compiled kernels serve now."""
         if self._future is not None:
