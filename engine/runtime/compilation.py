@@ -16,6 +16,7 @@ import shlex
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 import threading
 import warnings
@@ -42,6 +43,8 @@ __all__ = [
 ]
 
 COMPILE_SECONDS = 120
+#: Nice value of compilers while something else serves in their stead.
+BACKGROUND_PRIORITY = 10
 _CANDIDATES = ("cc", "gcc", "clang")
 
 
@@ -310,11 +313,17 @@ def load(
 def compile_in_background(
     functions: Sequence[Function], isa: Isa | None = None
 ) -> Future[Mapping[str, int]]:
-    """`load` in a daemon thread; an error is kept in the future."""
+    """`load` in a daemon thread; an error is kept in the future.
+
+    Compilers run at a lower priority (where threads have one of their own), since what serves in
+    the meantime needs the processors too.
+    """
     future: Future[Mapping[str, int]] = Future()
 
     def work() -> None:
         try:
+            if sys.platform == "linux":
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND_PRIORITY)
             future.set_result(load(functions, isa))
         except BaseException as error:
             future.set_exception(error)
