@@ -19,6 +19,7 @@ from engine.ir.infer import infer_node
 from engine.ir.types import Array, DType, TensorType, Type
 from engine.onnx_io.calls import check_calls
 from engine.onnx_io.conversion import convert
+from engine.onnx_io.names import check_text
 from engine.onnx_io.reference import reference_operator
 from engine.onnx_io.tensors import array_of, type_of
 from engine.ops.control import ControlOperator
@@ -46,6 +47,7 @@ def read(
     Raises ModelError, saying what is wrong with the model and where.
     """
     proto, folder = _load(model)
+    check_text(proto, _title(model))
     if not proto.HasField("graph") or not (proto.graph.node or proto.graph.output):
         raise InvalidModelError(f"{_title(model)} is not an ONNX model: it holds no graph")
     opsets = _opsets(proto.opset_import)
@@ -235,24 +237,24 @@ class _Importer:
         kept = {key: a for key, a in attributes.items() if a is not None}
         bodies = [a for a in kept.values() if a.type == AttributeProto.GRAPH]
         op = self._operator(proto, domain, version, kept, inputs, scope, name)
-        outputs = self._outputs(graph, proto, scope)
+        outputs = self._outputs(graph, proto)
+        if not outputs:
+            return  # nobody can read what it makes
         node = Node(op, inputs, outputs, name=graph.fresh_name(name), sources=(name,))
         if isinstance(op, ControlOperator):
             self._bodies(graph, node, _ordered_bodies(proto, bodies), scope)
+        for title, value in zip(proto.output, outputs):
+            if title:
+                scope.make(title, value, f"graph {graph.name!r}")
         graph.append(node)
         infer_node(graph, node)
 
-    def _outputs(self, graph: Graph, proto: onnx.NodeProto, scope: _Scope) -> list[Value]:
-        outputs = []
+    @staticmethod
+    def _outputs(graph: Graph, proto: onnx.NodeProto) -> list[Value]:
         names = list(proto.output)
         while names and not names[-1]:
             names.pop()
-        for name in names:
-            value = Value(graph.fresh_name(name or "unused"), _UNTYPED)
-            if name:
-                scope.make(name, value, f"graph {graph.name!r}")
-            outputs.append(value)
-        return outputs
+        return [Value(graph.fresh_name(name or "unused"), _UNTYPED) for name in names]
 
     def _resolve(self, attribute: AttributeProto, scope: _Scope) -> AttributeProto | None:
         """An attribute, with a reference to a function's attribute replaced by its value."""

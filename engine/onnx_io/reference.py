@@ -32,7 +32,7 @@ def reference_operator(
     version = opsets[domain]
     try:
         schema = onnx.defs.get_schema(proto.op_type, version, domain)
-    except onnx.defs.SchemaError:
+    except (onnx.defs.SchemaError, TypeError):  # the latter for versions beyond all numbers
         raise UnsupportedOperatorError(
             f"{where}: neither the engine nor onnx {onnx.__version__} knows this operator"
         ) from None

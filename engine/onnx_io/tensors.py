@@ -167,11 +167,17 @@ def _inside(folder: Path, location: str, where: str) -> Path:
         raise MissingDataError(
             f"{where} names the external file {location!r}; expected a path relative to the model"
         )
-    path = (root / location).resolve()
+    try:
+        path = (root / location).resolve()
+        found = path.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # a nul byte, a loop of links
+        raise MissingDataError(
+            f"{where} names the external file {location!r}, which is no path: {error}"
+        ) from None
     if not path.is_relative_to(root):
         raise MissingDataError(
             f"{where} names the external file {location!r}, which lies outside the model's folder"
         )
-    if not path.is_file():
+    if not found:
         raise MissingDataError(f"{where} needs the external file {location!r}, which is not there")
     return path

@@ -136,6 +136,8 @@ def _reduction(node: Node) -> RowForm | None:
 
 def _softmax(node: Node) -> RowForm | None:
     space = _space(node)
+    if not node.outputs[0].tensor.dtype.is_float:
+        return None
     if not space or getattr(node.op, "axis", -1) % len(space) != len(space) - 1:
         return None
     logarithm = node.kind == "LogSoftmax"
@@ -158,6 +160,8 @@ def _normalization(node: Node) -> RowForm | None:
     """LayerNormalization and RMSNormalization over the last axis."""
     space = _space(node)
     count = space[-1] if space else 0
+    if not node.outputs[0].tensor.dtype.is_float:
+        return None
     if getattr(node.op, "axis", -1) % max(len(space), 1) != len(space) - 1:
         return None
     if not isinstance(count, int) or count == 0:
