@@ -13,6 +13,9 @@ from engine.ops.fused_attention import FusedAttention, HeadAccess
 
 __all__ = ["attention_operator"]
 
+#: Attributes that the fused operator has a form for.
+_KNOWN = {"is_causal", "kv_num_heads", "output_count", "q_num_heads", "scale"}
+
 
 @fusion("Attention(q, k, v, mask) => attention(q, k, v, mask)", "Attention", stage="attention")
 def attention_operator(graph: Graph, node: Node) -> Match | Refused | None:
@@ -21,10 +24,11 @@ def attention_operator(graph: Graph, node: Node) -> Match | Refused | None:
     inputs: list[Value | None] = [*node.inputs, *[None] * 7]
     q, k, v, mask = inputs[:4]
     assert q is not None and k is not None and v is not None
+    others = sorted(set(op.attributes()) - _KNOWN)
+    if others:
+        return Refused(f"it has the attribute {others[0]}")
     if any(value is not None for value in inputs[4:7]) or not node.only_first_read:
         return Refused("it keeps a cache or gives its scores")
-    if getattr(op, "softcap", 0.0) or getattr(op, "softmax_precision", None):
-        return Refused("it caps its scores or sets the precision of the softmax")
     if any(value.tensor.dtype is not DType.FLOAT32 for value in (q, k, v)):
         return Refused("only float32 has a fast attention here")
     if any(value.tensor.shape is None for value in (q, k, v)):

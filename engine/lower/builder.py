@@ -92,7 +92,7 @@ class ProgramBuilder:
         """Where a tensor lies: slot, offset in elements, elements between pixels (last axis)."""
         placement = self.placed.get(id(value))
         if placement is None:
-            return self.slot(value), 0, value.tensor.dims[-1]
+            return self.slot(value), 0, value.tensor.dims[-1] if value.tensor.rank else 1
         return self.slot(placement.root), placement.offset, placement.pixel
 
     def has_slot(self, value: Value) -> bool:

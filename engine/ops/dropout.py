@@ -51,7 +51,7 @@ class Dropout10(Operator):
 class Dropout(Operator):
     """The input itself; in training zeros with probability ``ratio``, the rest scaled up.
 
-    The mask comes from NumPy's PCG64 generator, seeded by the system when there is no seed.
+    The mask comes from NumPy's frozen MT19937 stream, seeded by the system when there is no seed.
     """
 
     seed: int | None = None
@@ -74,7 +74,7 @@ class Dropout(Operator):
             return data, np.ones(data.shape, bool)
         if not 0 <= share < 1:
             raise ValueError(f"ratio is {share}, expected a number from 0 to below 1")
-        drawn = np.asarray(np.random.default_rng(self.seed).random(data.shape))
+        drawn = np.asarray(np.random.RandomState(self.seed).uniform(0.0, 1.0, data.shape))
         kept = np.asarray(drawn >= share)
         wide = widened(data)
         return rounded(np.where(kept, wide / wide.dtype.type(1 - share), 0), data), kept

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 from engine.ir.graph import Node
 from engine.ir.sizes import Dim, product
-from engine.ir.types import is_bound
 from engine.kernels.region_lowering import kernel_of
 from engine.lower.builder import ProgramBuilder
 from engine.lower.placement import Placement, copy_region, is_joining
@@ -26,8 +25,6 @@ class CConcat:
 
     def offers(self, node: Node, point: Mapping[str, int]) -> Sequence[Candidate] | Refusal:
         """One candidate."""
-        if not is_bound(node.outputs[0].type):
-            return Refusal(self.name, "a size is known only when the model runs")
         if node.outputs[0].tensor.dtype not in REGION_DTYPES:
             return Refusal(self.name, "the element type has no C form")
         return [Candidate(self.name, {}, emit_concat)]

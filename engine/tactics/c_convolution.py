@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from engine.ir.graph import Node
 from engine.ir.sizes import Dim, evaluate
-from engine.ir.types import DType, TensorType, is_bound
+from engine.ir.types import DType, TensorType
 from engine.kernels import convolution, winograd
 from engine.kernels.convolution import Convolution
 from engine.kernels.epilogue import Epilogue
@@ -24,8 +24,6 @@ def refusal(node: Node, name: str) -> Refusal | None:
     values = [value for value in node.inputs if value is not None] + node.outputs
     if any(value.tensor.dtype is not DType.FLOAT32 for value in values):
         return Refusal(name, "only float32 is generated")
-    if not all(is_bound(value.type) for value in values):
-        return Refusal(name, "a size is known only when the model runs")
     weight = node.inputs[1]
     if weight is None or weight.constant is None:
         return Refusal(name, "the filters are not constant, so they cannot be packed beforehand")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from engine.ir.graph import Node, Value
 from engine.ir.sizes import Dim, evaluate, product
-from engine.ir.types import DType, TensorType, is_bound
+from engine.ir.types import DType, TensorType
 from engine.kernels.epilogue import Epilogue
 from engine.kernels.gemm import Gemm, candidates
 from engine.kernels.packing import packed_columns_size
@@ -33,8 +33,6 @@ class CGemm:
         values = [value for value in node.inputs if value is not None] + node.outputs
         if any(value.tensor.dtype is not DType.FLOAT32 for value in values):
             return Refusal(self.name, "only float32 is generated")
-        if not all(is_bound(value.type) for value in values):
-            return Refusal(self.name, "a size is known only when the model runs")
         layout = _Layout(op, a, b, node.outputs[0])
         if layout.reason:
             return Refusal(self.name, layout.reason)
@@ -66,6 +64,9 @@ class _Layout:
         self.a_inner: Dim = 0
         self.b_outer: Dim = 0
         self.b_inner: Dim = 0
+        if right[-1 if op.transpose_b else -2] != self.k:
+            self.reason = "the inner sizes are not known to agree"
+            return
         if all(dim == 1 for dim in right[:-2]):
             self.m = product(left[:-1])
             return

@@ -10,7 +10,8 @@ from functools import cache
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Protocol
 
-from engine.ir.graph import Node
+from engine.ir.graph import Node, Value
+from engine.ir.types import TensorType, is_bound
 
 if TYPE_CHECKING:
     from engine.lower.builder import ProgramBuilder
@@ -90,6 +91,8 @@ def candidates(
     a true attribute ``specialised`` begins.
     """
     _discover()
+    if not all(_is_settled(value) for value in (*node.inputs, *node.outputs)):
+        return [], [Refusal("c", "a size is known only when the model runs")]
     offered: dict[str, list[Sequence[Candidate]]] = {}
     refused: list[Refusal] = []
     for name in sorted(_TACTICS, key=lambda name: (not _is_specialised(_TACTICS[name]), name)):
@@ -109,6 +112,10 @@ def candidates(
         if candidate is not None
     ]
     return found, refused
+
+
+def _is_settled(value: Value | None) -> bool:
+    return value is None or not isinstance(value.type, TensorType) or is_bound(value.type)
 
 
 def _is_specialised(tactic: Tactic) -> bool:
