@@ -11,7 +11,7 @@ from engine.ir.types import DType, TensorType
 from engine.ops.operator import find
 from engine.plan.plan import Plan
 
-__all__ = ["tiny_graph"]
+__all__ = ["tiny_graph", "tiny_model"]
 
 OPSET = 17
 
@@ -21,11 +21,12 @@ def tiny_graph() -> tuple[Graph, Plan]:
 
     The graph is the one before any pass; nothing is measured.
     """
-    plan = assemble_plan(optimise(_made()), BuildOptions(level=0), ())
-    return _made(), plan
+    plan = assemble_plan(optimise(tiny_model()), BuildOptions(level=0), ())
+    return tiny_model(), plan
 
 
-def _made() -> Graph:
+def tiny_model() -> Graph:
+    """The network alone, before any pass."""
     random = np.random.default_rng(0)
     graph = Graph("tiny")
     x = graph.value("x", TensorType(DType.FLOAT32, (3, 16)))
