@@ -11,7 +11,7 @@ from engine.ir.types import is_bound
 from engine.ops.expression import load
 from engine.ops.region import Load, Region, Store
 
-__all__ = ["Placement", "copy_region", "is_joining", "restride_load", "restride_store"]
+__all__ = ["Placement", "agrees", "copy_region", "is_joining", "restride_load", "restride_store"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +25,19 @@ class Placement:
 
 def is_joining(node: Node) -> bool:
     """Whether a node is a concatenation along the last axis of tensors of known size."""
-    if node.kind != "Concat" or not is_bound(node.outputs[0].type):
+    if node.kind != "Concat" or not is_bound(node.outputs[0].type) or not agrees(node):
         return False
     rank = node.outputs[0].tensor.rank
     return rank > 1 and int(getattr(node.op, "axis", 0)) % rank == rank - 1
+
+
+def agrees(node: Node) -> bool:
+    """Whether the inputs of a concatenation are certain to have equal sizes on all other axes."""
+    shape = node.outputs[0].tensor.dims
+    axis = int(getattr(node.op, "axis", 0)) % len(shape)
+    others = shape[:axis] + shape[axis + 1 :]
+    dims = [value.tensor.dims for value in node.inputs if value is not None]
+    return all(item[:axis] + item[axis + 1 :] == others for item in dims)
 
 
 def _restride(steps: Sequence[Dim], channels: Dim, pixel: Dim) -> tuple[Dim, ...] | None:

@@ -19,6 +19,7 @@ from engine.plan.arena import Arena, Request, plan_arena
 from engine.plan.slots import is_fixed, root_of
 from engine.plan.structure import ChooseStep, Guard, HostStep, KernelStep, Program, Step
 from engine.runtime import blas
+from engine.runtime.feeds import owned
 from engine.runtime.host import HostCall
 
 __all__ = ["BoundProgram", "Buffers", "arena_requests", "flat_steps"]
@@ -304,7 +305,9 @@ class BoundProgram:
         if not is_fixed(self.program.slots[slot]):
             kind = self.program.slots[slot].type
             tensor = isinstance(kind, TensorType) and result is not None
-            buffers.values[slot] = np.asarray(result) if tensor else result
+            # What lies in the arena is overwritten by later steps, which do not know of this view.
+            value = np.asarray(result) if tensor else result
+            buffers.values[slot] = owned(value, [self._memory])
             return
         target = self.view(slot, buffers)
         result = np.asarray(result)

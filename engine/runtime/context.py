@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -15,9 +15,10 @@ from engine.ir.sizes import evaluate
 from engine.ir.types import Array, TensorType
 from engine.kernels.runner import Runner
 from engine.plan.slots import is_fixed
+from engine.plan.structure import Program
 from engine.runtime import blas
 from engine.runtime.binding import BoundProgram, Buffers
-from engine.runtime.feeds import bind_symbols, check_feeds
+from engine.runtime.feeds import bind_symbols, check_feeds, owned
 
 if TYPE_CHECKING:
     from engine.runtime.engine import Engine
@@ -67,8 +68,8 @@ class Context:
         kind = slots[name].type
         if not isinstance(kind, TensorType) or array.dtype != kind.dtype.numpy:
             raise FeedError(f"{name!r} is {kind}, which {array.dtype} does not fit")
-        if not array.flags.c_contiguous:
-            raise FeedError(f"the buffer bound to {name!r} must be C-contiguous")
+        if not array.flags.c_contiguous or not array.flags.aligned:
+            raise FeedError(f"the buffer bound to {name!r} must be aligned and C-contiguous")
         self._fixed[name] = array
 
     def run(
@@ -96,6 +97,11 @@ class Context:
         program = self.engine.program
         names = set(self.engine.input_names)
         bound_inputs = {name: array for name, array in self._fixed.items() if name in names}
+        for name in outputs:
+            if name not in self.engine.output_names:
+                raise FeedError(
+                    f"there is no output {name!r}; there are {self.engine.output_names}"
+                )
         feeds = check_feeds(program, {**bound_inputs, **inputs})
         sizes = bind_symbols(program, feeds)
         bound = self._bind(sizes)
@@ -104,8 +110,12 @@ class Context:
         busy = self.engine.kernels.compiling
         with blas.single_threaded() if busy else nullcontext():
             bound.run(buffers, self._runner, times)
+        callers: list[Array] = []
+        if len(buffers.outputs) < len(program.outputs):
+            callers = [*_arrays(feeds), *buffers.outputs.values(), *self.engine.weights.values()]
         return {
-            program.slots[slot].name: self._result(bound, slot, buffers) for slot in program.outputs
+            program.slots[slot].name: self._result(bound, slot, buffers, callers)
+            for slot in program.outputs
         }
 
     def _bind(self, sizes: dict[str, int]) -> BoundProgram:
@@ -164,12 +174,35 @@ class Context:
                     f"output {name!r} is {slot.type.dtype.value}{list(shape)}; the array given for "
                     f"it is {array.dtype}{list(array.shape)}"
                 )
-            elif not array.flags.c_contiguous or not array.flags.writeable:
-                raise FeedError(f"the array for output {name!r} must be writable and C-contiguous")
+            else:
+                _check_given(name, array, program, buffers)
             buffers.outputs[index] = array
         return buffers
 
-    def _result(self, bound: BoundProgram, slot: int, buffers: Buffers) -> Any:
+    @staticmethod
+    def _result(bound: BoundProgram, slot: int, buffers: Buffers, callers: Sequence[Array]) -> Any:
+        """An output; one that Python made is copied when it lies in memory that others change."""
         if slot in buffers.outputs:
             return buffers.outputs[slot]
-        return bound.view(slot, buffers)
+        return owned(bound.view(slot, buffers), callers)
+
+
+def _check_given(name: str, array: Array, program: Program, buffers: Buffers) -> None:
+    """Raise FeedError for an output array that cannot be written while the program runs."""
+    flags = array.flags
+    if not (flags.c_contiguous and flags.writeable and flags.aligned):
+        raise FeedError(f"the array for output {name!r} must be writable, aligned and C-contiguous")
+    for slot, other in (*buffers.inputs.items(), *buffers.outputs.items()):
+        if np.may_share_memory(array, other):
+            raise FeedError(
+                f"the array for output {name!r} and that of {program.slots[slot].name!r} overlap"
+            )
+
+
+def _arrays(values: Iterable[Any]) -> Iterator[Array]:
+    """All arrays in values that may be sequences of them."""
+    for value in values:
+        if isinstance(value, np.ndarray):
+            yield value
+        elif isinstance(value, list):
+            yield from _arrays(value)

@@ -12,7 +12,7 @@ from engine.ir.sizes import evaluate, symbols
 from engine.ir.types import Array, DType, MapType, OptionalType, SequenceType, TensorType, Type
 from engine.plan.structure import Program, Symbol
 
-__all__ = ["bind_symbols", "check_feeds", "host_array"]
+__all__ = ["bind_symbols", "check_feeds", "host_array", "owned"]
 
 
 def host_array(value: Any) -> Array:
@@ -24,6 +24,15 @@ def host_array(value: Any) -> Array:
     if hasattr(value, "__dlpack__"):
         return np.from_dlpack(value)
     return np.asarray(value)
+
+
+def owned(value: Any, others: Sequence[Array]) -> Any:
+    """The value, with copies of those of its arrays that lie in the memory of ``others``."""
+    if isinstance(value, (list, tuple)):
+        return [owned(item, others) for item in value]
+    if isinstance(value, np.ndarray) and any(np.may_share_memory(value, o) for o in others):
+        return value.copy()
+    return value
 
 
 def check_feeds(program: Program, feeds: Mapping[str, Any]) -> list[Any]:
@@ -73,7 +82,7 @@ def _checked(name: str, kind: Type, value: Any) -> Any:
             f"input {name!r} has {array.ndim} axes (shape {list(array.shape)}), expected "
             f"{len(kind.shape)}: {kind}"
         )
-    return np.ascontiguousarray(array) if array.ndim else array
+    return np.require(array, requirements=("C", "A"))
 
 
 def bind_symbols(program: Program, feeds: Sequence[Any]) -> dict[str, int]:

@@ -27,7 +27,7 @@ class CConcat:
         """One candidate."""
         if node.outputs[0].tensor.dtype not in REGION_DTYPES:
             return Refusal(self.name, "the element type has no C form")
-        return [Candidate(self.name, {}, emit_concat)]
+        return [Candidate(self.name, {}, emit_concat, strided=True)]
 
 
 def emit_concat(builder: ProgramBuilder, node: Node, layer: int) -> None:
