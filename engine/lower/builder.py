@@ -20,6 +20,7 @@ from engine.ir.types import (
 )
 from engine.kernels.kernel import Kernel
 from engine.lower.placement import Placement
+from engine.plan.operators import operator_to_json
 from engine.plan.recipes import RecipeStep
 from engine.plan.structure import HostStep, KernelStep, Layer, Program, Slot, Step, Symbol, Weight
 
@@ -190,6 +191,12 @@ class ProgramBuilder:
     def host(self, step: HostStep) -> None:
         """A step that runs in Python."""
         self.steps.append(step)
+
+    def meaning(self, node: Node, layer: int) -> None:
+        """A step that runs a node without bodies by its meaning."""
+        inputs = tuple(None if value is None else self.slot(value) for value in node.inputs)
+        outputs = tuple(self.slot(value) for value in node.outputs)
+        self.host(HostStep("meaning", operator_to_json(node.op), inputs, outputs, layer=layer))
 
     def build(self) -> Program:
         """The program; slots that nothing touches are kept, they cost nothing."""

@@ -26,7 +26,7 @@ def plan_slices(graph: Graph, choices: Choices) -> dict[int, Placement]:
     """Placements by the identity of values; what is not listed has memory of its own."""
     placed: dict[int, Placement] = {}
     for node in reversed(graph.nodes):
-        if is_joining(node) and node.name in choices:
+        if is_joining(node) and node.name in choices and choices[node.name][0].strided:
             _place_inputs(graph, node, choices, placed)
     return placed
 
@@ -55,13 +55,12 @@ def _fits(graph: Graph, value: Value, join: Node, choices: Choices, pixel: Dim) 
 def _works(node: Node, value: Value, choices: Choices, pixel: Dim) -> bool:
     if node.name not in choices:
         return False
+    if not choices[node.name][0].strided:
+        return False
     if isinstance(node.op, Region):
         return _restrided(node, value, pixel)
     if is_joining(node):
         return True
-    candidate = choices[node.name][0]
-    if not candidate.strided:
-        return False
     positions = [index for index, item in enumerate(node.inputs) if item is value]
     kinds = getattr(node.op, "kinds", ())
     return all(index == 0 or kinds[index - 2] == "full" for index in positions)

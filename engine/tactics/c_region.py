@@ -30,7 +30,7 @@ class CRegion:
             kernel_of(node.op)
         except ValueError as error:
             return Refusal(self.name, str(error))
-        return [Candidate(self.name, {}, emit_region)]
+        return [Candidate(self.name, {}, emit_region, strided=True)]
 
 
 def emit_region(builder: ProgramBuilder, node: Node, layer: int) -> None:
