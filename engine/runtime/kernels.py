@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -42,6 +43,7 @@ class KernelSet:
         self._future: Future[Mapping[str, int]] | None = None
         self._addresses: list[int] | None = None
         self._names: list[str] = []
+        self._lock = threading.Lock()
         if not kernels:
             self._addresses = []
         elif mode != "never" and self._has_compiler():
@@ -67,7 +69,7 @@ class KernelSet:
         if mode == "wait" or is_cached(unique, isa):
             self._take(load(unique, isa))
         else:
-            _log.info("compiling %d kernels; NumPy serves until they are ready", len(unique))
+            _log.warning("compiling %d kernels; NumPy serves until they are ready", len(unique))
             self._future = compile_in_background(unique, isa)
 
     def _take(self, found: Mapping[str, int]) -> None:
@@ -76,8 +78,13 @@ class KernelSet:
     @property
     def addresses(self) -> list[int] | None:
         """One address per kernel, or None while (or because) twins serve."""
-        if self._addresses is None and self._future is not None and self._future.done():
-            future, self._future = self._future, None
+        future = self._future
+        if self._addresses is not None or future is None or not future.done():
+            return self._addresses
+        with self._lock:
+            if self._future is None:
+                return self._addresses  # another thread took the result meanwhile
+            self._future = None
             error = future.exception()
             if error is None:
                 self._take(future.result())
@@ -92,10 +99,12 @@ class KernelSet:
     @property
     def compiling(self) -> bool:
         """Whether a compilation is under way, and so the processors are busy with it."""
-        return self._future is not None and not self._future.done()
+        future = self._future
+        return future is not None and not future.done()
 
     def wait(self) -> bool:
         """Wait for a compilation under way; whether compiled kernels serve now."""
-        if self._future is not None:
-            self._future.exception()
+        future = self._future
+        if future is not None:
+            future.exception()
         return self.addresses is not None
