@@ -8,7 +8,7 @@ from engine.ir.graph import Node
 from engine.ir.sizes import Dim, product
 from engine.kernels.region_lowering import kernel_of
 from engine.lower.builder import ProgramBuilder
-from engine.lower.placement import Placement, copy_region, is_joining
+from engine.lower.placement import Placement, agrees, copy_region, is_joining
 from engine.ops.expression import load
 from engine.ops.region import Load, Region, Store
 from engine.passes.rows import REGION_DTYPES
@@ -27,6 +27,8 @@ class CConcat:
         """One candidate."""
         if node.outputs[0].tensor.dtype not in REGION_DTYPES:
             return Refusal(self.name, "the element type has no C form")
+        if not agrees(node):
+            return Refusal(self.name, "sizes on other axes are not known to agree")
         return [Candidate(self.name, {}, emit_concat, strided=True)]
 
 
