@@ -82,9 +82,16 @@ def model(name: str) -> Path:
 
 
 def importing() -> list[Measured]:
+    """`import engine` alone, which imports names when they are used, and with those names."""
+    found = []
     with private_folders() as (_, env):
-        times = [child("import", env=env)["seconds"] for _ in range(REPEATS)]
-    return [Measured("import engine", statistics.median(times), "s", 0.2)]
+        for title, names in (
+            ("import engine", ""),
+            ("import engine, load and build", "load,build"),
+        ):
+            times = [child("import", names, env=env)["seconds"] for _ in range(REPEATS)]
+            found.append(Measured(title, statistics.median(times), "s", 0.2))
+    return found
 
 
 def hits() -> list[Measured]:

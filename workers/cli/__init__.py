@@ -19,7 +19,6 @@ VERBS: dict[str, str] = {
     "bench": "Measure latency and throughput of an engine, layer by layer.",
     "inspect": "Show a model or an engine: layers, fusions and refusals.",
     "compare": "Compare an engine with a reference, per output and per layer.",
-    "diagnose": "Find the layer at which an engine departs from its model.",
     "fetch": "Copy a built engine out of the farm, verified.",
     "verify": "Check an engine's bytes and its signed statement.",
     "explain": "Explain a build: why a hit, what was measured, what won.",
