@@ -179,7 +179,7 @@ and batch norms join the layer before them, and products, transposes and a softm
 
 | tactic | serves |
 |---|---|
-| c.region | elementwise chains, reductions of the last axis, softmax, normalisations, data movement |
+| c.region | elementwise chains, reductions of the last axis, softmax, norms, data movement |
 | c.gemm | MatMul and Gemm with what follows them |
 | c.convolution | convolutions with what follows them |
 | c.winograd | convolutions with 3 x 3 filters at stride 1 |
