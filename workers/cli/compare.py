@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -162,11 +163,11 @@ def _layers(
 
 
 def _json(item: Difference) -> Json:
-    """A difference as JSON, which has no infinity."""
-    fields = item.to_json()
-    if fields["error"] == float("inf"):
-        fields["error"] = None
-    return fields
+    """A difference as JSON, which has neither infinities nor not-a-numbers."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in item.to_json().items()
+    }
 
 
 def _print(fields: Json) -> None:
@@ -188,5 +189,6 @@ def _print(fields: Json) -> None:
 
 
 def _numbers(item: Json) -> tuple[str, str, str, str]:
-    error = "infinite" if item["error"] is None else f"{item['error']:.3g}"
-    return error, f"{item['largest']:.3g}", f"{item['spread']:.3g}", item["note"]
+    keys = ("error", "largest", "spread")
+    texts = ["infinite" if item[key] is None else f"{item[key]:.3g}" for key in keys]
+    return texts[0], texts[1], texts[2], item["note"]
