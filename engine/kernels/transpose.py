@@ -26,6 +26,8 @@ __all__ = ["Transpose", "candidates", "kernel_of"]
 BLOCK = 64
 SPAN = 512
 _WORDS = {1: "uint8_t", 2: "uint16_t", 4: "uint32_t", 8: "uint64_t"}
+#: Axes that stay outside the tiles.
+MOST_OUTER = 6
 _DTYPES = tuple(
     dtype.value for dtype in DType if dtype is not DType.STRING and dtype.nbytes in _WORDS
 )
@@ -92,7 +94,7 @@ class Transpose(Kernel):
         """Read and check; raises ValueError naming the field at fault."""
         refuse_others(fields, ("rank", "dtype"))
         dtype = DType(take_choice(fields, "dtype", _DTYPES))
-        return cls(take_integer(fields, "rank", 0, 6), dtype)
+        return cls(take_integer(fields, "rank", 0, MOST_OUTER), dtype)
 
     @property
     def operand_dtypes(self) -> tuple[str, ...]:
@@ -172,8 +174,9 @@ class Transpose(Kernel):
     def twin(self, operands: Sequence[Array], sizes: Sequence[int]) -> None:
         """A strided copy."""
         space, x, y = self._parts(sizes)
-        if 0 not in space:
-            window(operands[1], space, y)[...] = window(operands[0], space, x)
+        if 0 not in space:  # as words: NumPy cannot stride over every element type
+            source, target = (item.view(f"u{self.dtype.nbytes}") for item in operands[:2])
+            window(target, space, y)[...] = window(source, space, x)
 
 
 def _tile(width: int) -> str:
@@ -200,7 +203,10 @@ def kernel_of(
     """The kernel that permutes the axes of a contiguous tensor, and its sizes.
 
     None when the last axis stays last: then it is a copy of whole rows, which a region does.
+    Raises ValueError for elements of another size than a machine word's, and too many axes.
     """
+    if dtype.value not in _DTYPES:
+        raise ValueError(f"elements of {dtype.value} are not moved in registers")
     axes = [axis for axis in permutation if shape[axis] != 1]
     if not axes or axes[-1] == max(axes):
         return None
@@ -221,6 +227,8 @@ def kernel_of(
         y[place] = y[place + 1] * sizes[place + 1]
     column = next(place for place, group in enumerate(groups) if group[-1] == max(axes))
     outer = [place for place in range(len(groups) - 1) if place != column]
+    if len(outer) > MOST_OUTER:
+        raise ValueError(f"{len(outer)} outer axes, more than {MOST_OUTER}")
     found = [sizes[place] for place in outer]
     found += [sizes[-1], sizes[column], x[-1], y[column]]
     found += [x[place] for place in outer] + [y[place] for place in outer]

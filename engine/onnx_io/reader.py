@@ -19,6 +19,7 @@ from engine.ir.infer import infer_node
 from engine.ir.types import Array, DType, TensorType, Type
 from engine.onnx_io.calls import check_calls
 from engine.onnx_io.conversion import convert
+from engine.onnx_io.inputs import settle_inputs
 from engine.onnx_io.names import check_text
 from engine.onnx_io.reference import reference_operator
 from engine.onnx_io.tensors import array_of, type_of
@@ -155,6 +156,8 @@ class _Importer:
             if item.name not in scope.values:
                 kind = type_of(item.type, item.name) or _UNTYPED
                 self._input(graph, scope, item.name, self._override(kind, item.name, top))
+        if top:
+            settle_inputs(graph)
         self._nodes(graph, proto.node, scope)
         for item in proto.output:
             graph.outputs.append(self._lookup(item.name, scope, f"output of graph {graph.name!r}"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engine.ir.graph import Graph, Node
 from engine.ir.sizes import Dim
-from engine.ir.types import is_bound
+from engine.ir.types import DType, is_bound
 from engine.ops.view import View
 
 __all__ = ["make_views"]
@@ -36,6 +36,8 @@ def _rewrite(graph: Graph, node: Node) -> bool:
     source, output = node.inputs[0], node.outputs[0]
     if source is None or not is_bound(source.type) or not is_bound(output.type):
         return False
+    if output.tensor.dtype is DType.STRING:
+        return False  # strings are Python's, not bytes in a buffer
     above = source.producer
     joined = above is not None and above.kind == "View"
     if node.kind == "View" and not joined:

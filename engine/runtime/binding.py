@@ -225,12 +225,12 @@ class BoundProgram:
     def view(self, slot: int, buffers: Buffers) -> Any:
         """The array (or Python value) in a slot."""
         place, kind = self.program.slots[slot].place, self.program.slots[slot].type
+        if place == "weight" and self.program.slots[slot].alias is None:
+            return self.weights[self.program.slots[slot].name]
         if not is_fixed(self.program.slots[slot]):
             return buffers.values.get(slot)
         assert isinstance(kind, TensorType)
         root, nbytes = self._locate(slot, 0)
-        if root == slot and place == "weight":
-            return self.weights[self.program.slots[slot].name]
         if root in buffers.values:
             return buffers.values[root]
         shape = [evaluate(dim, self.sizes) for dim in kind.dims]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -35,20 +36,33 @@ def _controls() -> tuple[Callable[[], int], Callable[[int], None]] | None:
     return None
 
 
+_LOCK = threading.Lock()
+_inside = 0  # threads within `single_threaded` now
+_before = 1  # what the first of them found
+
+
 @contextlib.contextmanager
 def single_threaded() -> Iterator[None]:
-    """Run BLAS on one thread inside; does nothing for a BLAS that is not OpenBLAS."""
+    """Run BLAS on one thread inside; does nothing for a BLAS that is not OpenBLAS.
+
+    The number is the process's: the first thread that enters sets it, the last gives it back.
+    """
+    global _inside, _before
     controls = _controls()
     if controls is None:
         yield
         return
     read, write = controls
-    before = read()
-    if before == 1:
-        yield
-        return
-    write(1)
+    with _LOCK:
+        if _inside == 0:
+            _before = read()
+            if _before != 1:
+                write(1)
+        _inside += 1
     try:
         yield
     finally:
-        write(before)
+        with _LOCK:
+            _inside -= 1
+            if _inside == 0 and _before != 1:
+                write(_before)
