@@ -14,6 +14,7 @@ from engine.ir.graph import Graph, Node, Value
 from engine.ir.infer import infer_node
 from engine.ir.types import DType, TensorType, is_bound
 from engine.ops.channels_last import ChannelNorm, ChannelShuffle, Pool
+from engine.ops.elementwise import ElementwiseOperator
 from engine.ops.expression import call, load
 from engine.ops.fused import FusedConv
 from engine.ops.operator import Operator, find
@@ -50,7 +51,7 @@ def _channels_last(graph: Graph, node: Node) -> tuple[Operator, list[Value]] | N
         return _conv(graph, node, x)
     if node.kind in ("MaxPool", "AveragePool"):
         return _pool(graph, node, x)
-    if node.kind in ("GlobalAveragePool", "GlobalMaxPool"):
+    if node.kind in ("GlobalAveragePool", "GlobalMaxPool") or _is_spatial_mean(node):
         return _global_pool(node, x)
     if node.kind == "ChannelShuffle":
         return ChannelShuffle(getattr(node.op, "groups", 1), 3), []
@@ -127,6 +128,27 @@ def _pool(graph: Graph, node: Node, x: Value) -> tuple[Operator, list[Value]] | 
         ceil=windows.ceil and windows.auto_pad == "NOTSET",
         counts_padding=bool(getattr(op, "count_include_pad", 0)),
     ), []
+
+
+def _is_spatial_mean(node: Node) -> bool:
+    """A mean over height and width that keeps its axes, of a tensor that is NHWC already."""
+    if node.kind != "ReduceMean" or not getattr(node.op, "keepdims", 1):
+        return False
+    axes = getattr(node.op, "axes", None)
+    if axes is None and len(node.inputs) > 1 and node.inputs[1] is not None:
+        constant = node.inputs[1].constant
+        axes = None if constant is None else constant.reshape(-1).tolist()
+    above = node.inputs[0].producer if node.inputs[0] is not None else None
+    turned = above is not None and (above.kind == "Transpose" or _follows_turned(above))
+    return axes is not None and sorted(int(a) % 4 for a in axes) == [2, 3] and turned
+
+
+def _follows_turned(node: Node) -> bool:
+    """Whether an elementwise node works on a tensor that was turned back from NHWC."""
+    if not isinstance(node.op, ElementwiseOperator):
+        return False
+    makers = [v.producer for v in node.inputs if v is not None and v.producer is not None]
+    return any(m.kind == "Transpose" or _follows_turned(m) for m in makers)
 
 
 def _global_pool(node: Node, x: Value) -> tuple[Operator, list[Value]] | None:

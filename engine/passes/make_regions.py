@@ -87,7 +87,9 @@ def _joined(
 
 def _over(form: RowForm, space: Shape) -> RowForm:
     """A form whose own space has one value per row of the cluster's is computed per row."""
-    return form if form.space == space else RowForm(space, form.build, per_row=True)
+    if form.space == space:
+        return form
+    return RowForm(space, form.build, per_row=True, reads=form.reads)
 
 
 def _common_space(first: _Cluster, second: _Cluster) -> Shape | None:
@@ -105,8 +107,15 @@ def _common_space(first: _Cluster, second: _Cluster) -> Shape | None:
 def _inputs(cluster: _Cluster) -> list[Value]:
     """What the cluster reads from outside, in order of first use."""
     inside = {id(value) for node in cluster.nodes for value in node.outputs}
-    values = (value for node in cluster.nodes for value in node.inputs if value is not None)
+    values = (
+        value for node in cluster.nodes for value in _read(cluster, node) if value is not None
+    )
     return [v for v in dict.fromkeys(values) if id(v) not in inside]
+
+
+def _read(cluster: _Cluster, node: Node) -> list[Value | None]:
+    """The inputs of a node that its form reads."""
+    return node.inputs[: cluster.forms[id(node)].reads]
 
 
 def _leaves_and_returns(
@@ -161,7 +170,7 @@ def _replace(graph: Graph, cluster: _Cluster) -> None:
         expressions[id(value)] = load(index, kind.dtype)
         loads.append(Load(index, kind.dtype, 0, strides))
     for node in cluster.nodes:
-        operands = [None if v is None else expressions[id(v)] for v in node.inputs]
+        operands = [None if v is None else expressions[id(v)] for v in _read(cluster, node)]
         expressions[id(node.outputs[0])] = cluster.forms[id(node)].build(operands)
     inside = {id(node) for node in cluster.nodes}
     leaving = [

@@ -32,12 +32,14 @@ REGION_DTYPES = frozenset(
 class RowForm:
     """A node as a part of a region: its space, and its result from its inputs' expressions.
 
-    ``per_row`` says that the result is one value per row (the last axis has size 1 or is gone).
+    ``per_row`` says that the result is one value per row (the last axis has size 1 or is gone);
+    ``reads`` how many of the node's inputs are elements (further ones are constant axes).
     """
 
     space: Shape
     build: Callable[[Sequence[Expression | None]], Expression]
     per_row: bool = False
+    reads: int = 64
 
 
 def row_form(node: Node) -> RowForm | None:
@@ -131,7 +133,7 @@ def _reduction(node: Node) -> RowForm | None:
             total = call("sqrt", total)
         return cast(total, x.dtype)
 
-    return RowForm(space, build, per_row=True)
+    return RowForm(space, build, per_row=True, reads=1)
 
 
 def _softmax(node: Node) -> RowForm | None:

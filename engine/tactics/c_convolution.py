@@ -8,6 +8,7 @@ from engine.ir.graph import Node
 from engine.ir.sizes import Dim, evaluate
 from engine.ir.types import DType, TensorType
 from engine.kernels import convolution, winograd
+from engine.kernels.blocked import Split
 from engine.kernels.convolution import Convolution
 from engine.kernels.epilogue import Epilogue
 from engine.kernels.packing import packed_columns_size
@@ -85,19 +86,22 @@ class CConvolution:
             taps[1] * taps[2] * taps[3],
             epilogue=Epilogue(op.epilogue, op.kinds),
         )
-        return [self._candidate(kernel) for kernel in offered]
+        return [self._candidate(kernel, split) for kernel, split in offered]
 
-    def _candidate(self, kernel: Convolution) -> Candidate:
-        choice = {key: value for key, value in kernel.to_json().items() if key != "epilogue"}
+    def _candidate(self, kernel: Convolution, split: Split) -> Candidate:
+        choice = {**kernel.to_json(), **split.to_json()}
+        del choice["epilogue"]
         return Candidate(
             self.name,
             choice,
-            lambda b, node, layer: emit_convolution(b, node, layer, kernel),
+            lambda b, node, layer: emit_convolution(b, node, layer, kernel, split),
             strided=True,
         )
 
 
-def emit_convolution(builder: ProgramBuilder, node: Node, layer: int, kernel: Convolution) -> None:
+def emit_convolution(
+    builder: ProgramBuilder, node: Node, layer: int, kernel: Convolution, split: Split
+) -> None:
     """The one step of a direct convolution."""
     op, source, filters = node.op, node.inputs[0], node.inputs[1]
     assert isinstance(op, FusedConv) and source is not None and filters is not None
@@ -112,7 +116,17 @@ def emit_convolution(builder: ProgramBuilder, node: Node, layer: int, kernel: Co
     operands, pixels = operands_and_pixels(builder, node, weight)
     images, height, breadth, _ = op.image(source.tensor.dims)
     _, out_height, out_width, _ = node.outputs[0].tensor.dims
-    sizes: list[Dim] = [images, height, breadth, op.group, inputs, columns, high, wide]
+    sizes: list[Dim] = [
+        *split.sizes,
+        images,
+        height,
+        breadth,
+        op.group,
+        inputs,
+        columns,
+        high,
+        wide,
+    ]
     sizes += [out_height, out_width, *op.strides, *op.dilations, op.pads[0], op.pads[1]]
     pixel = builder.location(source)[2]
     sizes += [*input_strides(op, source.tensor.dims, pixel), *pixels]
@@ -149,19 +163,22 @@ class CWinograd:
             groups=op.group,
             epilogue=Epilogue(op.epilogue, op.kinds),
         )
-        return [self._candidate(kernel) for kernel in offered]
+        return [self._candidate(kernel, split) for kernel, split in offered]
 
-    def _candidate(self, kernel: Winograd) -> Candidate:
-        choice = {key: value for key, value in kernel.to_json().items() if key != "epilogue"}
+    def _candidate(self, kernel: Winograd, split: Split) -> Candidate:
+        choice = {**kernel.to_json(), **split.to_json()}
+        del choice["epilogue"]
         return Candidate(
             self.name,
             choice,
-            lambda b, node, layer: emit_winograd(b, node, layer, kernel),
+            lambda b, node, layer: emit_winograd(b, node, layer, kernel, split),
             strided=True,
         )
 
 
-def emit_winograd(builder: ProgramBuilder, node: Node, layer: int, kernel: Winograd) -> None:
+def emit_winograd(
+    builder: ProgramBuilder, node: Node, layer: int, kernel: Winograd, split: Split
+) -> None:
     """The one step of a Winograd convolution."""
     op, source, filters = node.op, node.inputs[0], node.inputs[1]
     assert isinstance(op, FusedConv) and source is not None and filters is not None
@@ -179,7 +196,7 @@ def emit_winograd(builder: ProgramBuilder, node: Node, layer: int, kernel: Winog
     _, out_height, out_width, _ = node.outputs[0].tensor.dims
     pixel = builder.location(source)[2]
     x_image, x_row, x_column, _ = input_strides(op, source.tensor.dims, pixel)
-    sizes: list[Dim] = [images, height, breadth, op.group, inputs, columns]
+    sizes: list[Dim] = [*split.sizes, images, height, breadth, op.group, inputs, columns]
     sizes += [out_height, out_width, op.pads[0], op.pads[1]]
     sizes += [x_image, x_row, x_column, *pixels]
     builder.kernel(kernel, operands, sizes, layer)

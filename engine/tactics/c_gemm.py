@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from engine.ir.graph import Node, Value
 from engine.ir.sizes import Dim, evaluate, product
 from engine.ir.types import DType, TensorType
+from engine.kernels.blocked import Split
 from engine.kernels.epilogue import Epilogue
 from engine.kernels.gemm import Gemm, candidates
 from engine.kernels.packing import packed_columns_size
@@ -39,12 +40,13 @@ class CGemm:
         m, n, k = (evaluate(dim, point) for dim in (layout.m, layout.n, layout.k))
         epilogue = Epilogue(op.epilogue, op.kinds)
         offered = candidates(m, n, k, packed=layout.packed, epilogue=epilogue)
-        return [self._candidate(kernel, layout) for kernel in offered]
+        return [self._candidate(kernel, split, layout) for kernel, split in offered]
 
-    def _candidate(self, kernel: Gemm, layout: _Layout) -> Candidate:
-        choice = {k: v for k, v in kernel.to_json().items() if k not in ("epilogue", "packed")}
+    def _candidate(self, kernel: Gemm, split: Split, layout: _Layout) -> Candidate:
+        choice = {**kernel.to_json(), **split.to_json()}
+        del choice["epilogue"], choice["packed"]
         return Candidate(
-            self.name, choice, lambda b, node, layer: layout.emit(b, node, layer, kernel)
+            self.name, choice, lambda b, node, layer: layout.emit(b, node, layer, kernel, split)
         )
 
 
@@ -95,7 +97,9 @@ class _Layout:
         self.b_inner = 0 if b[1] == 1 else matrix_b
         self.b_outer = 0 if b[0] == 1 else matrix_b * b[1]
 
-    def emit(self, builder: ProgramBuilder, node: Node, layer: int, kernel: Gemm) -> None:
+    def emit(
+        self, builder: ProgramBuilder, node: Node, layer: int, kernel: Gemm, split: Split
+    ) -> None:
         """The one step: operands, then dimensions and strides as the kernel lists them."""
         a, b = node.inputs[0], node.inputs[1]
         assert a is not None and b is not None
@@ -113,7 +117,7 @@ class _Layout:
             weight = builder.slot(b)
         operands: list[tuple[int, Dim]] = [(builder.slot(a), 0), (weight, 0)]
         b_row, b_column = (1, self.k) if self.op.transpose_b else (columns, 1)
-        sizes: list[Dim] = [self.outer, self.inner, rows, columns, self.k]
+        sizes: list[Dim] = [*split.sizes, self.outer, self.inner, rows, columns, self.k]
         sizes += [self.a_outer, self.a_inner, self.k, 1]
         sizes += [self.b_outer, self.b_inner, b_row, b_column]
         sizes += [rows * columns * self.inner, rows * columns, columns]
