@@ -23,6 +23,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from engine.kernels import convolution, gemm, winograd
+from engine.kernels.blocked import SPLIT_SIZES, Split
 from engine.kernels.epilogue import standard
 from engine.kernels.isa import detect
 from engine.kernels.kernel import Array, Kernel
@@ -37,6 +38,7 @@ NETWORKS = (
 )
 EPILOGUE = standard("column", relu=True)
 PAUSE_SECONDS = 0.01
+Offer = tuple[Kernel, Split]
 
 
 @dataclass(frozen=True)
@@ -136,13 +138,13 @@ def layers_of(network: str) -> Counter[Layer]:
     return found
 
 
-def candidates_of(layer: Layer) -> list[Kernel]:
-    """Every kernel worth measuring for a layer."""
+def candidates_of(layer: Layer) -> list[Offer]:
+    """Every kernel and split worth measuring for a layer."""
     if isinstance(layer, Product):
         return list(gemm.candidates(layer.m, layer.n, layer.k, epilogue=EPILOGUE))
     high, wide = layer.out
     depth = math.prod(layer.kernel) * layer.inputs // layer.groups
-    found: list[Kernel] = list(
+    found: list[Offer] = list(
         convolution.candidates(high * wide, layer.outputs // layer.groups, depth, epilogue=EPILOGUE)
     )
     if layer.kernel == (3, 3) and layer.stride == (1, 1):
@@ -207,9 +209,10 @@ class Problem:
         stored = x if isinstance(layer, Product) else np.ascontiguousarray(np.moveaxis(x, 1, -1))
         return cls(layer, stored, weight, bias, lambda: session.run(None, {"x": x}))
 
-    def sizes(self, kernel: Kernel) -> list[int]:
+    def sizes(self, kernel: Kernel, split: Split) -> list[int]:
         """Run-time sizes of a dense layer."""
         values = dict.fromkeys(kernel.size_names, 0)
+        values.update(zip(SPLIT_SIZES, split.sizes, strict=True))
         layer = self.layer
         if isinstance(layer, Product):
             values.update(outer=1, inner=1, m=layer.m, n=layer.n, k=layer.k)
@@ -243,14 +246,14 @@ class Problem:
 
 
 def prepare(
-    problem: Problem, kernel: Kernel, runner: Runner, truth: Array, packed: Array
+    problem: Problem, offer: Offer, runner: Runner, truth: Array, packed: Array
 ) -> tuple[Handle, list[Array]]:
     """A handle that runs the kernel, after its output was found right."""
-    isa = detect()
+    isa, (kernel, split) = detect(), offer
     address = load([Function("kernel", kernel.source("kernel", isa))], isa)["kernel"]
     output = np.full(truth.size, np.nan, np.float32)
     operands = [problem.x, packed, problem.bias, output]
-    sizes = problem.sizes(kernel)
+    sizes = problem.sizes(kernel, split)
     step = Step(
         address,
         [operand.ctypes.data for operand in operands],
@@ -279,13 +282,13 @@ def turns(actions: Sequence[Callable[[], object]], rounds: int, repeat: int) -> 
     return best
 
 
-def label(kernel: Kernel) -> str:
-    """A kernel in a few characters."""
+def label(kernel: Kernel, split: Split) -> str:
+    """A kernel and how it is split in a few characters."""
     tile = kernel.tile  # type: ignore[attr-defined]
-    flags = getattr(kernel, "order", "")[:1]
+    flags = "c" if split.by_columns else "r"
     side = getattr(kernel, "outputs_per_side", "")
     kind = f"{kernel.kind[:4]}{side}{flags}"
-    return f"{kind} {tile.rows}x{tile.columns}x{tile.depth} {tile.row_tiles}x{tile.column_tiles}"
+    return f"{kind} {tile.rows}x{tile.columns}x{tile.depth} {split.row_tiles}x{split.column_tiles}"
 
 
 def measure(layer: Layer, runner: Runner, rounds: int) -> dict[str, object]:
@@ -294,14 +297,14 @@ def measure(layer: Layer, runner: Runner, rounds: int) -> dict[str, object]:
     truth = problem.run_onnx()[0]
     if isinstance(layer, Conv):
         truth = np.ascontiguousarray(np.moveaxis(truth, 1, -1))
-    kernels = candidates_of(layer)
+    offers = candidates_of(layer)
     weights: dict[object, Array] = {}
     prepared = []
-    for kernel in kernels:
+    for kernel, split in offers:
         width, side = kernel.tile.columns, getattr(kernel, "outputs_per_side", 0)  # type: ignore[attr-defined]
         if (width, side) not in weights:
             weights[width, side] = problem.packed(kernel)
-        prepared.append(prepare(problem, kernel, runner, truth, weights[width, side]))
+        prepared.append(prepare(problem, (kernel, split), runner, truth, weights[width, side]))
 
     def action(handle: Handle) -> Callable[[], None]:
         return lambda: runner.run(handle)
@@ -317,7 +320,7 @@ def measure(layer: Layer, runner: Runner, rounds: int) -> dict[str, object]:
         "onnxruntime_ms": reference * 1e3,
         "ours_ms": times[order[0]] * 1e3,
         "first_ms": times[0] * 1e3,
-        "ranking": [(label(kernels[i]), times[i] * 1e3) for i in order],
+        "ranking": [(label(*offers[i]), times[i] * 1e3) for i in order],
     }
 
 

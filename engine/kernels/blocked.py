@@ -16,35 +16,39 @@ from engine.kernels.isa import Isa
 from engine.kernels.kernel import take_integer
 
 __all__ = [
+    "SPLIT_SIZES",
     "TILE_FIELDS",
+    "Split",
     "Tile",
-    "balanced_blocks",
+    "balanced_split",
+    "check_split",
+    "count_blocks",
     "fill_in",
     "print_blocked",
     "print_sizes",
     "product_cost",
     "ranked_shapes",
-    "scratch_layout",
+    "scratch_floats",
 ]
 
 PITCH_SLACK = 16
 PREFETCH_STEPS = 16
-TILE_FIELDS = ("rows", "columns", "depth", "row_tiles", "column_tiles")
+TILE_FIELDS = ("rows", "columns", "depth")
+SPLIT_SIZES = ("row_tiles", "column_tiles", "by_columns")
+MOST_TILES = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Sizes of a blocked contraction.
+    """What is fixed when a contraction is compiled.
 
     A register tile is ``rows`` x ``columns`` floats; ``depth`` is the slice of the depth summed at
-    a time; a work item is ``row_tiles`` x ``column_tiles`` register tiles.
+    a time.
     """
 
     rows: int
     columns: int
     depth: int
-    row_tiles: int
-    column_tiles: int
 
     def to_json(self) -> dict[str, object]:
         """The sizes by name."""
@@ -60,8 +64,6 @@ class Tile:
             rows=take_integer(fields, "rows", 1, 16),
             columns=columns,
             depth=take_integer(fields, "depth", 16, 8192),
-            row_tiles=take_integer(fields, "row_tiles", 1, 64),
-            column_tiles=take_integer(fields, "column_tiles", 1, 64),
         )
 
     @property
@@ -69,26 +71,49 @@ class Tile:
         """Floats between packed rows."""
         return self.depth + PITCH_SLACK
 
-    @property
-    def block_rows(self) -> int:
-        """Rows of a work item."""
-        return self.rows * self.row_tiles
 
-    @property
-    def block_columns(self) -> int:
-        """Columns of a work item."""
-        return self.columns * self.column_tiles
+@dataclass(frozen=True, slots=True)
+class Split:
+    """How a contraction is divided when it runs, so that layers of any size share a kernel.
 
-
-def scratch_layout(tile: Tile, *, pack_columns: bool) -> tuple[int, int, int, int]:
-    """Floats of scratch: start of sums, of packed columns, of what comes after, and the total.
-
-    Packed rows come first, with a whole block of them.
+    A work item is ``row_tiles`` x ``column_tiles`` register tiles. Items follow each other along
+    the columns (a block of rows is kept while columns pass) or, ``by_columns``, along the rows.
     """
-    sums = _line(tile.block_rows * tile.pitch)
-    panels = sums + _line(tile.block_rows * tile.block_columns)
-    end = panels + (_line(tile.depth * tile.block_columns) if pack_columns else 0)
-    return sums, panels, end, end
+
+    row_tiles: int
+    column_tiles: int
+    by_columns: bool = False
+
+    def to_json(self) -> dict[str, object]:
+        """The numbers by name."""
+        return {name: getattr(self, name) for name in SPLIT_SIZES}
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """What a kernel takes among its sizes, in the order of `SPLIT_SIZES`."""
+        return self.row_tiles, self.column_tiles, int(self.by_columns)
+
+
+def check_split(sizes: Mapping[str, int]) -> None:
+    """Raise ValueError when a plan divides a contraction into nothing or into giants."""
+    for name in SPLIT_SIZES[:2]:
+        if not 1 <= sizes[name] <= MOST_TILES:
+            raise ValueError(f"size {name} is {sizes[name]}, expected 1 to {MOST_TILES}")
+    if sizes["by_columns"] > 1:
+        raise ValueError(f"size by_columns is {sizes['by_columns']}, expected 0 or 1")
+
+
+def count_blocks(rows: int, columns: int, tile: Tile, sizes: Mapping[str, int]) -> int:
+    """Work items of a product of ``rows`` x ``columns``."""
+    high, wide = tile.rows * sizes["row_tiles"], tile.columns * sizes["column_tiles"]
+    return -(-rows // high) * -(-columns // wide)
+
+
+def scratch_floats(tile: Tile, sizes: Mapping[str, int], *, pack_columns: bool = False) -> int:
+    """Floats of packed rows, sums and, if asked, packed columns."""
+    rows, columns = tile.rows * sizes["row_tiles"], tile.columns * sizes["column_tiles"]
+    floats = _line(rows * tile.pitch) + _line(rows * columns)
+    return floats + (_line(tile.depth * columns) if pack_columns else 0)
 
 
 def _tile_cost(rows: int, vectors: int) -> int:
@@ -127,9 +152,9 @@ def ranked_shapes(row_count: int, column_count: int, isa: Isa) -> list[tuple[int
     )
 
 
-def balanced_blocks(
+def balanced_split(
     row_count: int, column_count: int, shape: tuple[int, int], *, most: tuple[int, int], items: int
-) -> tuple[int, int]:
+) -> Split:
     """Register tiles per block: at most ``most``, equal blocks, ``items`` of them if possible."""
     tiles = [-(-row_count // shape[0]), -(-column_count // shape[1])]
     blocks = [-(-count // limit) for count, limit in zip(tiles, most, strict=True)]
@@ -142,7 +167,7 @@ def balanced_blocks(
             break
         blocks[longer] += 1
     rows, columns = (-(-count // parts) for count, parts in zip(tiles, blocks, strict=True))
-    return rows, columns
+    return Split(rows, columns)
 
 
 def _line(floats: int) -> int:
@@ -244,9 +269,9 @@ def _print_store(name: str, tile: Tile, epilogue: Epilogue) -> str:
 def print_blocked(name: str, tile: Tile, epilogue: Epilogue, isa: Isa) -> str:
     """Types, register tiles, store, and NAME_block, which sums one slice of one work item.
 
-    NAME_block(a, b, panel stride, rows, columns, depth, sums, first, last, whole, target):
-    ``whole`` says that the slice is the whole depth, so that all register tiles may share one
-    place for sums.
+    NAME_block(a, b, panel stride, rows, columns, depth, sums, sum rows, first, last, target): sums
+    lie in panels of ``sum rows``; 0 says that the slice is the whole depth, so that all register
+    tiles may share one place for sums.
     """
     rows, columns = tile.rows, tile.columns
     return f"""#include <stdint.h>
@@ -257,18 +282,19 @@ typedef float unaligned_vector
 #define LOAD(p) (*(const unaligned_vector *)(p))
 #define STORE(p, v) (*(unaligned_vector *)(p) = (v))
 #define LEAST(x, y) ((x) < (y) ? (x) : (y))
+#define LINE(floats) (((floats) + 15) / 16 * 16)
 {PRELUDE}
 {fill_in(_COPY, {"WIDTH": isa.vector_floats})}
 {_print_tiles(name, tile, isa)}
 {_print_store(name, tile, epilogue)}
 static void {name}_block(const float *a, const float *b, int64_t panel_stride, int64_t rows,
-                         int64_t columns, int64_t depth, float *sums, int first, int last,
-                         int whole, const {name}_target *o) {{
+                         int64_t columns, int64_t depth, float *sums, int64_t sum_rows,
+                         int first, int last, const {name}_target *o) {{
   for (int64_t column = 0; column < columns; column += {columns}, b += panel_stride) {{
     const int64_t n = LEAST({columns}, columns - column);
     for (int64_t row = 0; row < rows; row += {rows}) {{
       const int64_t m = LEAST({rows}, rows - row);
-      float *c = whole ? sums : sums + column * {tile.block_rows} + row * {columns};
+      float *c = sum_rows ? sums + column * sum_rows + row * {columns} : sums;
       {name}_tile(m, n, a + row * {tile.pitch}, b, depth, c, first);
       if (last) {name}_store(c, m, n, o, row, column);
     }}

@@ -10,31 +10,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import numpy as np
 
 from engine.kernels.blocked import (
+    SPLIT_SIZES,
     TILE_FIELDS,
+    Split,
     Tile,
-    balanced_blocks,
+    balanced_split,
+    check_split,
+    count_blocks,
     fill_in,
     print_blocked,
     print_sizes,
     ranked_shapes,
-    scratch_layout,
+    scratch_floats,
 )
 from engine.kernels.epilogue import IDENTITY, Epilogue
 from engine.kernels.isa import Isa, detect
-from engine.kernels.kernel import Array, Kernel, refuse_others, register, take_choice, window
+from engine.kernels.kernel import Array, Kernel, refuse_others, register, window
 from engine.kernels.packing import packed_columns_size
 
 __all__ = ["Convolution", "candidates"]
 
-ORDERS = ("rows", "columns")
 _THIN = 32
 _SIZES = (
+    *SPLIT_SIZES,
     *("images", "height", "width", "groups", "inputs", "outputs"),
     *("kernel_height", "kernel_width", "out_height", "out_width"),
     *("stride_height", "stride_width", "dilation_height", "dilation_width", "pad_top", "pad_left"),
@@ -55,24 +59,21 @@ class Convolution(Kernel):
 
     tile: Tile
     epilogue: Epilogue = IDENTITY
-    order: str = "rows"
 
     def to_json(self) -> dict[str, object]:
-        """Tile sizes, order and epilogue."""
+        """Tile sizes and epilogue."""
         return {
             **self.tile.to_json(),
-            "order": self.order,
             "epilogue": self.epilogue.to_json(),
         }
 
     @classmethod
     def from_json(cls, fields: Mapping[str, object]) -> Self:
         """Read and check; raises ValueError naming the field at fault."""
-        refuse_others(fields, (*TILE_FIELDS, "order", "epilogue"))
+        refuse_others(fields, (*TILE_FIELDS, "epilogue"))
         return cls(
             tile=Tile.from_json(fields),
             epilogue=Epilogue.from_json(fields.get("epilogue")),
-            order=take_choice(fields, "order", ORDERS),
         )
 
     @property
@@ -82,18 +83,23 @@ class Convolution(Kernel):
 
     @property
     def size_names(self) -> tuple[str, ...]:
-        """Dimensions and strides, then the pixel stride of each epilogue operand."""
+        """The split, dimensions and strides, then the pixel stride of each epilogue operand."""
         count = len(self.epilogue.operands)
         return (*_SIZES, *(f"e{i}_pixel" for i in range(1, count + 1)))
 
     def _pixels(self, s: Mapping[str, int]) -> int:
         return s["images"] * s["out_height"] * s["out_width"]
 
+    def named(self, sizes: Sequence[int]) -> dict[str, int]:
+        """The sizes by name; ValueError for any that no convolution has."""
+        found = Kernel.named(self, sizes)
+        check_split(found)
+        return found
+
     def items(self, sizes: Sequence[int]) -> int:
         """Blocks of pixels and channels of all groups."""
         s = self.named(sizes)
-        rows = -(-self._pixels(s) // self.tile.block_rows)
-        return s["groups"] * rows * -(-s["outputs"] // self.tile.block_columns)
+        return s["groups"] * count_blocks(self._pixels(s), s["outputs"], self.tile, s)
 
     def extents(self, sizes: Sequence[int]) -> tuple[int, ...]:
         """Reach of every operand in elements."""
@@ -116,8 +122,8 @@ class Convolution(Kernel):
 
     def scratch_nbytes(self, sizes: Sequence[int]) -> int:
         """Packed pixels, sums, and where each pixel of the block starts in the input."""
-        floats = scratch_layout(self.tile, pack_columns=False)[-1]
-        return 4 * floats + 16 * self.tile.block_rows
+        s = self.named(sizes)
+        return 4 * scratch_floats(self.tile, s) + 16 * self.tile.rows * s["row_tiles"]
 
     def cost(self, sizes: Sequence[int]) -> tuple[float, float]:
         """Two operations per product; every operand moved once."""
@@ -128,19 +134,14 @@ class Convolution(Kernel):
 
     def source(self, name: str, isa: Isa) -> str:
         """The C file."""
-        sums, _, places, _ = scratch_layout(self.tile, pack_columns=False)
         marks = {
             "SIZES": print_sizes(self.size_names),
             "TARGET": self._print_target(),
-            "ITEM": _ITEMS[self.order],
             "NAME": name,
-            "BLOCK_ROWS": self.tile.block_rows,
-            "BLOCK_COLUMNS": self.tile.block_columns,
+            "ROWS": self.tile.rows,
             "COLUMNS": self.tile.columns,
             "DEPTH": self.tile.depth,
             "PITCH": self.tile.pitch,
-            "SUMS": sums,
-            "PLACES": places,
             "LINE": 4096,
             "OUTPUT": self.operand_count - 1,
         }
@@ -225,36 +226,26 @@ def candidates(
     *,
     epilogue: Epilogue = IDENTITY,
     isa: Isa | None = None,
-) -> list[Convolution]:
-    """Parameter sets worth measuring, the likeliest first.
+) -> list[tuple[Convolution, Split]]:
+    """Kernels and splits worth measuring, the likeliest first.
 
     ``pixels`` over all images, ``outputs`` per group, ``depth`` = filter taps x inputs per group.
     """
     shapes = ranked_shapes(pixels, outputs, isa or detect())[:4]
-    tiles = [_blocked(pixels, outputs, shape) for shape in shapes]
-    found = [Convolution(tile, epilogue) for tile in tiles]
+    found = []
+    for shape in shapes:
+        most = (min(64, 112 // shape[0]), 8)
+        split = balanced_split(pixels, outputs, shape, most=most, items=8)
+        found.append((Convolution(Tile(*shape, 256), epilogue), split))
     if depth * outputs * 4 > 1 << 20:  # weights beyond the inner caches: keep a block of them
-        found[1:1] = [Convolution(tiles[0], epilogue, "columns")]
+        kernel, split = found[0]
+        found[1:1] = [(kernel, replace(split, by_columns=True))]
     return found
-
-
-def _blocked(pixels: int, outputs: int, shape: tuple[int, int]) -> Tile:
-    """A tile whose blocks fit the caches and leave enough items for the threads."""
-    most = (min(64, 112 // shape[0]), 8)
-    row_tiles, column_tiles = balanced_blocks(pixels, outputs, shape, most=most, items=8)
-    return Tile(*shape, 256, row_tiles, column_tiles)
 
 
 _GATHER = r"""
 typedef struct { int64_t start; int32_t row, column; } @NAME@_place;
 """
-
-_ITEMS = {
-    "rows": """const int64_t row = rest % blocks / column_blocks * @BLOCK_ROWS@;
-    const int64_t column = rest % column_blocks * @BLOCK_COLUMNS@;""",
-    "columns": """const int64_t row = rest % row_blocks * @BLOCK_ROWS@;
-    const int64_t column = rest % blocks / row_blocks * @BLOCK_COLUMNS@;""",
-}
 
 _BODY = r"""
 static void @NAME@_locate(const int64_t *size, int64_t row, int64_t rows, @NAME@_place *places) {
@@ -356,21 +347,24 @@ void @NAME@(void *const *pointer, const int64_t *size, int64_t begin, int64_t en
 @SIZES@
   const float *x = pointer[0], *filters = pointer[1];
   float *y = pointer[@OUTPUT@];
-  float *packed = (float *)scratch, *sums = packed + @SUMS@;
-  @NAME@_place *places = (@NAME@_place *)(packed + @PLACES@);
+  const int64_t block_rows = row_tiles * @ROWS@, block_columns = column_tiles * @COLUMNS@;
+  float *packed = (float *)scratch, *sums = packed + LINE(block_rows * @PITCH@);
+  @NAME@_place *places = (@NAME@_place *)(sums + LINE(block_rows * block_columns));
   const int64_t pixels = images * out_height * out_width;
   const int64_t k = kernel_height * kernel_width * inputs;
-  const int64_t row_blocks = (pixels + @BLOCK_ROWS@ - 1) / @BLOCK_ROWS@;
-  const int64_t column_blocks = (outputs + @BLOCK_COLUMNS@ - 1) / @BLOCK_COLUMNS@;
+  const int64_t row_blocks = (pixels + block_rows - 1) / block_rows;
+  const int64_t column_blocks = (outputs + block_columns - 1) / block_columns;
   const int64_t blocks = row_blocks * column_blocks;
   const int64_t group_size = (outputs + @COLUMNS@ - 1) / @COLUMNS@ * @COLUMNS@ * k;
   const int whole = k <= @DEPTH@;
   int64_t packed_group = -1, packed_row = -1;
   for (int64_t rest = begin; rest < end; ++rest) {
-    const int64_t g = rest / blocks;
-    @ITEM@
-    const int64_t rows = LEAST(@BLOCK_ROWS@, pixels - row);
-    const int64_t columns = LEAST(@BLOCK_COLUMNS@, outputs - column);
+    const int64_t g = rest / blocks, block = rest % blocks;
+    const int64_t row = (by_columns ? block % row_blocks : block / column_blocks) * block_rows;
+    const int64_t column =
+        (by_columns ? block / row_blocks : block % column_blocks) * block_columns;
+    const int64_t rows = LEAST(block_rows, pixels - row);
+    const int64_t columns = LEAST(block_columns, outputs - column);
     const int kept = packed_group == g && packed_row == row;
     const @NAME@_target target = {
       @TARGET@};
@@ -381,7 +375,8 @@ void @NAME@(void *const *pointer, const int64_t *size, int64_t begin, int64_t en
       if (!whole || !kept)
         @NAME@_gather(size, x + g * inputs * x_channel, places, rows, at, depth, packed);
       @NAME@_block(packed, filters + g * group_size + column * k + at * @COLUMNS@, k * @COLUMNS@,
-                   rows, columns, depth, sums, at == 0, at + depth >= k, whole, &target);
+                   rows, columns, depth, sums, whole ? 0 : block_rows, at == 0, at + depth >= k,
+                   &target);
       at += depth;
     } while (at < k);
     packed_group = g;

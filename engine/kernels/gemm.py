@@ -8,20 +8,24 @@ its own strides (0 broadcasts). B is either packed beforehand (recipes "columns"
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import numpy as np
 
 from engine.kernels.blocked import (
+    SPLIT_SIZES,
     TILE_FIELDS,
+    Split,
     Tile,
-    balanced_blocks,
+    balanced_split,
+    check_split,
+    count_blocks,
     fill_in,
     print_blocked,
     print_sizes,
     ranked_shapes,
-    scratch_layout,
+    scratch_floats,
 )
 from engine.kernels.epilogue import IDENTITY, Epilogue
 from engine.kernels.isa import Isa, detect
@@ -31,14 +35,12 @@ from engine.kernels.kernel import (
     refuse_others,
     register,
     take_boolean,
-    take_choice,
     window,
 )
 from engine.kernels.packing import packed_columns_size
 
 __all__ = ["Gemm", "candidates"]
 
-ORDERS = ("rows", "columns")
 _DIMENSIONS = ("outer", "inner", "m", "n", "k")
 _STRIDES = (
     *("a_outer", "a_inner", "a_row", "a_column"),
@@ -52,8 +54,7 @@ _STRIDES = (
 class Gemm(Kernel):
     """A blocked float32 matrix product.
 
-    ``packed`` says that B is packed; then b_row and b_column mean nothing. ``order`` says which
-    blocks follow each other: "rows" keeps a block of A while columns pass, "columns" keeps B.
+    ``packed`` says that B is packed; then b_row and b_column mean nothing.
     """
 
     kind: ClassVar[str] = "gemm"
@@ -61,26 +62,23 @@ class Gemm(Kernel):
     tile: Tile
     epilogue: Epilogue = IDENTITY
     packed: bool = True
-    order: str = "rows"
 
     def to_json(self) -> dict[str, object]:
         """Tile sizes, flags and epilogue."""
         return {
             **self.tile.to_json(),
             "packed": self.packed,
-            "order": self.order,
             "epilogue": self.epilogue.to_json(),
         }
 
     @classmethod
     def from_json(cls, fields: Mapping[str, object]) -> Self:
         """Read and check; raises ValueError naming the field at fault."""
-        refuse_others(fields, (*TILE_FIELDS, "packed", "order", "epilogue"))
+        refuse_others(fields, (*TILE_FIELDS, "packed", "epilogue"))
         return cls(
             tile=Tile.from_json(fields),
             epilogue=Epilogue.from_json(fields.get("epilogue")),
             packed=take_boolean(fields, "packed"),
-            order=take_choice(fields, "order", ORDERS),
         )
 
     @property
@@ -90,7 +88,7 @@ class Gemm(Kernel):
 
     @property
     def size_names(self) -> tuple[str, ...]:
-        """Dimensions and strides, then outer, inner and row stride of each epilogue operand.
+        """Split, dimensions and strides, then outer, inner and row stride of epilogue operands.
 
         A "column" operand has row stride 0, a "row" operand any; columns are adjacent in C and in
         "column" and "full" operands.
@@ -100,13 +98,18 @@ class Gemm(Kernel):
             for position in range(1, len(self.epilogue.operands) + 1)
             for axis in ("outer", "inner", "row")
         )
-        return (*_DIMENSIONS, *_STRIDES, *extra)
+        return (*SPLIT_SIZES, *_DIMENSIONS, *_STRIDES, *extra)
+
+    def named(self, sizes: Sequence[int]) -> dict[str, int]:
+        """The sizes by name; ValueError for any that no product has."""
+        found = Kernel.named(self, sizes)
+        check_split(found)
+        return found
 
     def items(self, sizes: Sequence[int]) -> int:
         """Blocks of all products."""
         s = self.named(sizes)
-        rows = -(-s["m"] // self.tile.block_rows)
-        return s["outer"] * s["inner"] * rows * -(-s["n"] // self.tile.block_columns)
+        return s["outer"] * s["inner"] * count_blocks(s["m"], s["n"], self.tile, s)
 
     def extents(self, sizes: Sequence[int]) -> tuple[int, ...]:
         """Reach of every operand in elements."""
@@ -135,7 +138,7 @@ class Gemm(Kernel):
 
     def scratch_nbytes(self, sizes: Sequence[int]) -> int:
         """Packed rows, sums and, when B is not packed, a block of its columns."""
-        return 4 * scratch_layout(self.tile, pack_columns=not self.packed)[-1]
+        return 4 * scratch_floats(self.tile, self.named(sizes), pack_columns=not self.packed)
 
     def cost(self, sizes: Sequence[int]) -> tuple[float, float]:
         """Two operations per product; every operand moved once."""
@@ -145,22 +148,17 @@ class Gemm(Kernel):
 
     def source(self, name: str, isa: Isa) -> str:
         """The C file."""
-        sums, panels, _, _ = scratch_layout(self.tile, pack_columns=not self.packed)
         shared = print_blocked(name, self.tile, self.epilogue, isa)
         packers = _PACK_ROWS if self.packed else _PACK_ROWS + _PACK_COLUMNS
         marks = {
             "SIZES": print_sizes(self.size_names),
             "TARGET": self._print_target(),
-            "ITEM": _ITEMS[self.order],
             "PANEL": _PANEL_PACKED if self.packed else _PANEL_PLAIN,
             "NAME": name,
-            "BLOCK_ROWS": self.tile.block_rows,
-            "BLOCK_COLUMNS": self.tile.block_columns,
+            "ROWS": self.tile.rows,
             "COLUMNS": self.tile.columns,
             "DEPTH": self.tile.depth,
             "PITCH": self.tile.pitch,
-            "SUMS": sums,
-            "PANELS": panels,
             "OUTPUT": self.operand_count - 1,
         }
         return shared + fill_in(packers + _BODY, marks)
@@ -210,25 +208,22 @@ def candidates(
     packed: bool = True,
     epilogue: Epilogue = IDENTITY,
     isa: Isa | None = None,
-) -> list[Gemm]:
-    """Parameter sets worth measuring for a product of these sizes, the likeliest first."""
+) -> list[tuple[Gemm, Split]]:
+    """Kernels and splits worth measuring for a product of these sizes, the likeliest first."""
     isa = isa or detect()
     if m <= 4:
         depth = 2048 if isa.name == "avx512" else 1024
-        tiles = [Tile(m, columns, depth, 1, 2) for columns in (64, 32, 16)]
-    else:
-        tiles = [_blocked(m, n, shape) for shape in ranked_shapes(m, n, isa)[:4]]
-    found = [Gemm(tile, epilogue, packed) for tile in tiles]
-    if k * n * 4 > 1 << 20 and m > 4:  # weights beyond the inner caches: keep a block of them
-        found[1:1] = [Gemm(tiles[0], epilogue, packed, "columns")]
+        shapes = [(m, columns) for columns in (64, 32, 16)]
+        return [(Gemm(Tile(*s, depth), epilogue, packed), Split(1, 2)) for s in shapes]
+    found = []
+    for shape in ranked_shapes(m, n, isa)[:4]:
+        most = (min(64, 224 // shape[0]), 4)
+        split = balanced_split(m, n, shape, most=most, items=8)
+        found.append((Gemm(Tile(*shape, 256), epilogue, packed), split))
+    if k * n * 4 > 1 << 20:  # weights beyond the inner caches: keep a block of them
+        kernel, split = found[0]
+        found[1:1] = [(kernel, replace(split, by_columns=True))]
     return found
-
-
-def _blocked(m: int, n: int, shape: tuple[int, int]) -> Tile:
-    """A tile whose blocks fit the caches and leave enough items for the threads."""
-    most = (min(64, 224 // shape[0]), 4)
-    row_tiles, column_tiles = balanced_blocks(m, n, shape, most=most, items=8)
-    return Tile(*shape, 256, row_tiles, column_tiles)
 
 
 _PACK_ROWS = r"""
@@ -266,13 +261,6 @@ static void @NAME@_pack_columns(const float *b, int64_t b_row, int64_t b_column,
 }
 """
 
-_ITEMS = {
-    "rows": """const int64_t row = rest % row_blocks_x_columns / column_blocks * @BLOCK_ROWS@;
-    const int64_t column = rest % column_blocks * @BLOCK_COLUMNS@;""",
-    "columns": """const int64_t row = rest % row_blocks * @BLOCK_ROWS@;
-    const int64_t column = rest % row_blocks_x_columns / row_blocks * @BLOCK_COLUMNS@;""",
-}
-
 _PANEL_PACKED = """const float *panel =
           b + p * b_outer + q * b_inner + column * k + at * @COLUMNS@;
       const int64_t panel_stride = k * @COLUMNS@;"""
@@ -290,18 +278,21 @@ void @NAME@(void *const *pointer, const int64_t *size, int64_t begin, int64_t en
 @SIZES@
   const float *a = pointer[0], *b = pointer[1];
   float *c = pointer[@OUTPUT@];
-  float *packed_rows = (float *)scratch, *sums = packed_rows + @SUMS@;
-  float *packed_columns = packed_rows + @PANELS@;
-  const int64_t row_blocks = (m + @BLOCK_ROWS@ - 1) / @BLOCK_ROWS@;
-  const int64_t column_blocks = (n + @BLOCK_COLUMNS@ - 1) / @BLOCK_COLUMNS@;
-  const int64_t row_blocks_x_columns = row_blocks * column_blocks;
+  const int64_t block_rows = row_tiles * @ROWS@, block_columns = column_tiles * @COLUMNS@;
+  float *packed_rows = (float *)scratch, *sums = packed_rows + LINE(block_rows * @PITCH@);
+  float *packed_columns = sums + LINE(block_rows * block_columns);
+  const int64_t row_blocks = (m + block_rows - 1) / block_rows;
+  const int64_t column_blocks = (n + block_columns - 1) / block_columns;
+  const int64_t blocks = row_blocks * column_blocks;
   const int whole = k <= @DEPTH@;
   int64_t packed_q = -1, packed_row = -1, packed_column = -1;
   for (int64_t rest = begin; rest < end; ++rest) {
-    const int64_t p = rest / row_blocks_x_columns / inner, q = rest / row_blocks_x_columns % inner;
-    @ITEM@
-    const int64_t rows = LEAST(@BLOCK_ROWS@, m - row);
-    const int64_t columns = LEAST(@BLOCK_COLUMNS@, n - column);
+    const int64_t p = rest / blocks / inner, q = rest / blocks % inner, block = rest % blocks;
+    const int64_t row = (by_columns ? block % row_blocks : block / column_blocks) * block_rows;
+    const int64_t column =
+        (by_columns ? block / row_blocks : block % column_blocks) * block_columns;
+    const int64_t rows = LEAST(block_rows, m - row);
+    const int64_t columns = LEAST(block_columns, n - column);
     const @NAME@_target target = {
       @TARGET@};
     int64_t at = 0;
@@ -313,8 +304,8 @@ void @NAME@(void *const *pointer, const int64_t *size, int64_t begin, int64_t en
                          a_column, rows, depth, packed_rows);
       packed_q = p * inner + q;
       packed_row = row;
-      @NAME@_block(packed_rows, panel, panel_stride, rows, columns, depth, sums, at == 0,
-                   at + depth >= k, whole, &target);
+      @NAME@_block(packed_rows, panel, panel_stride, rows, columns, depth, sums,
+                   whole ? 0 : block_rows, at == 0, at + depth >= k, &target);
       at += depth;
     } while (at < k);
   }

@@ -16,9 +16,13 @@ from typing import ClassVar, Self
 import numpy as np
 
 from engine.kernels.blocked import (
+    SPLIT_SIZES,
     TILE_FIELDS,
+    Split,
     Tile,
-    balanced_blocks,
+    balanced_split,
+    check_split,
+    count_blocks,
     fill_in,
     print_blocked,
     print_sizes,
@@ -34,6 +38,7 @@ from engine.kernels.transforms import TRANSFORMS, print_transform
 __all__ = ["Winograd", "candidates", "ranked_candidates"]
 
 _SIZES = (
+    *SPLIT_SIZES,
     *("images", "height", "width", "groups", "inputs", "outputs", "out_height", "out_width"),
     *("pad_top", "pad_left", "x_image", "x_row", "x_column", "y_pixel"),
 )
@@ -75,10 +80,7 @@ class Winograd(Kernel):
         outputs = take_integer(fields, "outputs_per_side", 2, 4)
         if outputs not in TRANSFORMS:
             raise ValueError(f"field outputs_per_side: found {outputs}, expected 2 or 4")
-        tile = Tile.from_json(fields)
-        if tile.block_rows * max(tile.pitch, tile.block_columns) > _MOST_FLOATS:
-            raise ValueError("field row_tiles: a block would need too much scratch memory")
-        return cls(tile, outputs, Epilogue.from_json(fields.get("epilogue")))
+        return cls(Tile.from_json(fields), outputs, Epilogue.from_json(fields.get("epilogue")))
 
     @property
     def _points(self) -> int:
@@ -91,7 +93,7 @@ class Winograd(Kernel):
 
     @property
     def size_names(self) -> tuple[str, ...]:
-        """Dimensions and strides, then the pixel stride of each epilogue operand."""
+        """The split, dimensions and strides, then the pixel stride of each epilogue operand."""
         count = len(self.epilogue.operands)
         return (*_SIZES, *(f"e{i}_pixel" for i in range(1, count + 1)))
 
@@ -99,11 +101,22 @@ class Winograd(Kernel):
         side = self.outputs_per_side
         return s["images"] * -(-s["out_height"] // side) * -(-s["out_width"] // side)
 
+    def named(self, sizes: Sequence[int]) -> dict[str, int]:
+        """The sizes by name; ValueError for any that no convolution has."""
+        found = Kernel.named(self, sizes)
+        check_split(found)
+        rows, columns = self._block(found)
+        if rows * max(self.tile.pitch, columns) > _MOST_FLOATS:
+            raise ValueError("size row_tiles: a block would need too much scratch memory")
+        return found
+
+    def _block(self, s: Mapping[str, int]) -> tuple[int, int]:
+        return self.tile.rows * s["row_tiles"], self.tile.columns * s["column_tiles"]
+
     def items(self, sizes: Sequence[int]) -> int:
         """Blocks of tiles and channels of all groups."""
         s = self.named(sizes)
-        rows = -(-self._tiles(s) // self.tile.block_rows)
-        return s["groups"] * rows * -(-s["outputs"] // self.tile.block_columns)
+        return s["groups"] * count_blocks(self._tiles(s), s["outputs"], self.tile, s)
 
     def extents(self, sizes: Sequence[int]) -> tuple[int, ...]:
         """Reach of every operand in elements."""
@@ -124,19 +137,16 @@ class Winograd(Kernel):
             extra.append(walk + (channels if kind in ("column", "full") else 1))
         return (x, filters, *extra, (pixels - 1) * s["y_pixel"] + channels)
 
-    def _transformed_floats(self, inputs: int) -> int:
-        """Floats of one point of the transformed inputs: slices of [block rows][pitch]."""
-        slices = max(1, -(-inputs // self.tile.depth))
-        return slices * self.tile.block_rows * self.tile.pitch + _SLACK
-
-    @property
-    def _sum_floats(self) -> int:
-        return self.tile.block_rows * self.tile.block_columns + _SLACK
-
     def scratch_nbytes(self, sizes: Sequence[int]) -> int:
-        """Transformed inputs, their sums, a row of zeros and one tile of outputs."""
-        inputs = self.named(sizes)["inputs"] if self.items(sizes) else 0
-        points = self._points * (self._transformed_floats(inputs) + self._sum_floats)
+        """Transformed inputs, their sums, a row of zeros and one tile of outputs.
+
+        One point of the transformed inputs is slices of the depth, each [block rows][pitch].
+        """
+        s = self.named(sizes)
+        inputs = s["inputs"] if self.items(sizes) else 0
+        rows, columns = self._block(s)
+        slices = max(1, -(-inputs // self.tile.depth))
+        points = self._points * (rows * (slices * self.tile.pitch + columns) + 2 * _SLACK)
         zeros = -(-inputs // 16) * 16 + 16
         return 4 * (points + zeros + self.outputs_per_side**2 * self.tile.columns)
 
@@ -163,7 +173,7 @@ class Winograd(Kernel):
             "STORE_TILE": print_transform(
                 transform.output_lines,
                 side + 2,
-                "LOAD(from + ({i} * @T@ + {j}) * @SUM_STRIDE@ + c)",
+                "LOAD(from + ({i} * @T@ + {j}) * stride + c)",
                 "STORE(to + ({i} * @M@ + {j}) * @COLUMNS@ + c, {value});",
             ),
             "SIZES": print_sizes(self.size_names),
@@ -173,12 +183,10 @@ class Winograd(Kernel):
             "T": side + 2,
             "POINTS": self._points,
             "WIDTH": isa.vector_floats,
-            "BLOCK_ROWS": tile.block_rows,
-            "BLOCK_COLUMNS": tile.block_columns,
+            "ROWS": tile.rows,
             "COLUMNS": tile.columns,
             "DEPTH": tile.depth,
             "PITCH": tile.pitch,
-            "SUM_STRIDE": self._sum_floats,
             "SLACK": _SLACK,
             "OUTPUT": self.operand_count - 1,
         }
@@ -250,18 +258,18 @@ def candidates(
     outputs_per_side: int = 4,
     epilogue: Epilogue = IDENTITY,
     isa: Isa | None = None,
-) -> list[Winograd]:
-    """Parameter sets worth measuring for so many tiles of an image, the likeliest first."""
+) -> list[tuple[Winograd, Split]]:
+    """Kernels and splits worth measuring for so many tiles of an image, the likeliest first."""
     depth = next((size for size in (32, 64, 128) if inputs <= size), 256)
-    found: list[Winograd] = []
+    found: list[tuple[Winograd, Split]] = []
     for shape in ranked_shapes(tiles, outputs, isa or detect())[:3]:
         for nbytes in (1 << 19, 3 << 20):
             bytes_per_row = 4 * (outputs_per_side + 2) ** 2 * (inputs + 16)
             most = (max(1, min(nbytes // (bytes_per_row * shape[0]), 16)), 8)
-            blocks = balanced_blocks(tiles, outputs, shape, most=most, items=4)
-            kernel = Winograd(Tile(*shape, depth, *blocks), outputs_per_side, epilogue)
-            if kernel not in found:
-                found.append(kernel)
+            split = balanced_split(tiles, outputs, shape, most=most, items=4)
+            kernel = Winograd(Tile(*shape, depth), outputs_per_side, epilogue)
+            if (kernel, split) not in found:
+                found.append((kernel, split))
     return found
 
 
@@ -273,7 +281,7 @@ def ranked_candidates(
     groups: int = 1,
     epilogue: Epilogue = IDENTITY,
     isa: Isa | None = None,
-) -> list[Winograd]:
+) -> list[tuple[Winograd, Split]]:
     """Candidates of both tile sizes, taken in turns, the size likelier to win first.
 
     ``out_size`` is images, height and width of the output; channels are per group.
@@ -294,7 +302,7 @@ def ranked_candidates(
         sides.append((seconds, offered))
     sides.sort(key=lambda side: side[0])
     turns = zip_longest(*(offered for _, offered in sides))
-    return [kernel for turn in turns for kernel in turn if kernel is not None][:6]
+    return [found for turn in turns for found in turn if found is not None][:6]
 
 
 _TRANSFORMS = r"""
@@ -305,14 +313,14 @@ static inline vector @NAME@_read(const float *p, int64_t count) {
 }
 
 static void @NAME@_transform(const float *const *from, int64_t channels, float *to,
-                             int64_t stride) {
+                             int64_t stride, int64_t slice) {
   vector t[@T@][@T@];
   int64_t c = 0, at = 0;
 #define READ(p) LOAD(p)
   for (; c + @WIDTH@ <= channels; c += @WIDTH@) {
 @LOAD_TILE@
     to += @WIDTH@;
-    if ((at += @WIDTH@) == @DEPTH@) { to += @BLOCK_ROWS@ * @PITCH@ - @DEPTH@; at = 0; }
+    if ((at += @WIDTH@) == @DEPTH@) { to += slice - @DEPTH@; at = 0; }
   }
 #undef READ
 #define READ(p) @NAME@_read(p, channels - c)
@@ -322,7 +330,7 @@ static void @NAME@_transform(const float *const *from, int64_t channels, float *
 #undef READ
 }
 
-static void @NAME@_back(const float *from, float *to, int64_t columns) {
+static void @NAME@_back(const float *from, int64_t stride, float *to, int64_t columns) {
   vector t[@T@][@T@];
   for (int64_t c = 0; c < columns; c += @WIDTH@) {
 @STORE_TILE@
@@ -332,7 +340,7 @@ static void @NAME@_back(const float *from, float *to, int64_t columns) {
 
 _BODY = r"""
 static void @NAME@_inputs(const int64_t *size, const float *x, int64_t tile, int64_t rows,
-                          const float *zeros, float *to, int64_t stride) {
+                          const float *zeros, float *to, int64_t stride, int64_t slice) {
 @SIZES@
   const int64_t down = (out_height + @M@ - 1) / @M@, across = (out_width + @M@ - 1) / @M@;
   const float *from[@POINTS@];
@@ -346,12 +354,13 @@ static void @NAME@_inputs(const int64_t *size, const float *x, int64_t tile, int
         from[i * @T@ + j] =
             inside ? x + image * x_image + (top + i) * x_row + (left + j) * x_column : zeros;
       }
-    @NAME@_transform(from, inputs, to, stride);
+    @NAME@_transform(from, inputs, to, stride, slice);
   }
 }
 
-static void @NAME@_outputs(const int64_t *size, const float *sums, int64_t tile, int64_t rows,
-                           int64_t columns, float *buffer, const @NAME@_target *target) {
+static void @NAME@_outputs(const int64_t *size, const float *sums, int64_t stride, int64_t tile,
+                           int64_t rows, int64_t columns, float *buffer,
+                           const @NAME@_target *target) {
 @SIZES@
   const int64_t down = (out_height + @M@ - 1) / @M@, across = (out_width + @M@ - 1) / @M@;
   for (int64_t r = 0; r < rows; ++r, ++tile) {
@@ -361,7 +370,7 @@ static void @NAME@_outputs(const int64_t *size, const float *sums, int64_t tile,
     const int64_t pixel = (image * out_height + top) * out_width + left;
     for (int64_t column = 0; column < columns; column += @COLUMNS@) {
       const int64_t n = LEAST(@COLUMNS@, columns - column);
-      @NAME@_back(sums + column * @BLOCK_ROWS@ + r * @COLUMNS@, buffer, n);
+      @NAME@_back(sums + column * row_tiles * @ROWS@ + r * @COLUMNS@, stride, buffer, n);
       for (int64_t i = 0; i < high; ++i)
         @NAME@_store(buffer + i * @M@ * @COLUMNS@, wide, n, target, pixel + i * out_width, column);
     }
@@ -376,24 +385,26 @@ void @NAME@(void *const *pointer, const int64_t *size, int64_t begin, int64_t en
   const int64_t down = (out_height + @M@ - 1) / @M@, across = (out_width + @M@ - 1) / @M@;
   const int64_t tiles = images * down * across;
   const int64_t slices = inputs > @DEPTH@ ? (inputs + @DEPTH@ - 1) / @DEPTH@ : 1;
-  const int64_t stride = slices * @BLOCK_ROWS@ * @PITCH@ + @SLACK@;
+  const int64_t block_rows = row_tiles * @ROWS@, block_columns = column_tiles * @COLUMNS@;
+  const int64_t slice = block_rows * @PITCH@, stride = slices * slice + @SLACK@;
+  const int64_t sum_stride = block_rows * block_columns + @SLACK@;
   float *transformed = (float *)scratch, *sums = transformed + @POINTS@ * stride;
-  float *buffer = sums + @POINTS@ * @SUM_STRIDE@, *zeros = buffer + @M@ * @M@ * @COLUMNS@;
+  float *buffer = sums + @POINTS@ * sum_stride, *zeros = buffer + @M@ * @M@ * @COLUMNS@;
   memset(zeros, 0, (size_t)inputs * 4);
-  const int64_t column_blocks = (outputs + @BLOCK_COLUMNS@ - 1) / @BLOCK_COLUMNS@;
+  const int64_t column_blocks = (outputs + block_columns - 1) / block_columns;
   const int64_t point_size = (outputs + @COLUMNS@ - 1) / @COLUMNS@ * @COLUMNS@ * inputs;
-  const int64_t blocks = (tiles + @BLOCK_ROWS@ - 1) / @BLOCK_ROWS@ * column_blocks;
+  const int64_t blocks = (tiles + block_rows - 1) / block_rows * column_blocks;
   int64_t transformed_row = -1, transformed_group = -1;
   for (int64_t rest = begin; rest < end; ++rest) {
     const int64_t g = rest / blocks;
-    const int64_t row = rest % blocks / column_blocks * @BLOCK_ROWS@;
-    const int64_t column = rest % column_blocks * @BLOCK_COLUMNS@;
-    const int64_t rows = LEAST(@BLOCK_ROWS@, tiles - row);
-    const int64_t columns = LEAST(@BLOCK_COLUMNS@, outputs - column);
+    const int64_t row = rest % blocks / column_blocks * block_rows;
+    const int64_t column = rest % column_blocks * block_columns;
+    const int64_t rows = LEAST(block_rows, tiles - row);
+    const int64_t columns = LEAST(block_columns, outputs - column);
     const @NAME@_target target = {
       @TARGET@};
     if (transformed_row != row || transformed_group != g)
-      @NAME@_inputs(size, x + g * inputs, row, rows, zeros, transformed, stride);
+      @NAME@_inputs(size, x + g * inputs, row, rows, zeros, transformed, stride, slice);
     transformed_row = row;
     transformed_group = g;
     const float *points = filters + g * @POINTS@ * point_size + column * inputs;
@@ -401,13 +412,13 @@ void @NAME@(void *const *pointer, const int64_t *size, int64_t begin, int64_t en
       int64_t at = 0;
       do {
         const int64_t depth = LEAST(@DEPTH@, inputs - at);
-        const float *a = transformed + point * stride + at / @DEPTH@ * @BLOCK_ROWS@ * @PITCH@;
+        const float *a = transformed + point * stride + at / @DEPTH@ * slice;
         @NAME@_block(a, points + point * point_size + at * @COLUMNS@, inputs * @COLUMNS@, rows,
-                     columns, depth, sums + point * @SUM_STRIDE@, at == 0, 0, 0, &target);
+                     columns, depth, sums + point * sum_stride, block_rows, at == 0, 0, &target);
         at += depth;
       } while (at < inputs);
     }
-    @NAME@_outputs(size, sums, row, rows, columns, buffer, &target);
+    @NAME@_outputs(size, sums, sum_stride, row, rows, columns, buffer, &target);
   }
 }
 """

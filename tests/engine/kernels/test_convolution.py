@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.kernels.blocked import Tile
+from engine.kernels.blocked import Split, Tile
 from engine.kernels.convolution import Convolution, candidates
 from engine.kernels.epilogue import standard
 from engine.kernels.isa import ISAS
@@ -16,7 +16,8 @@ from engine.kernels.winograd import candidates as winograd_candidates
 SEVERAL = settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-TILES = [Tile(6, 32, 32, 2, 2), Tile(5, 16, 16, 1, 3)]
+TILES = [Tile(6, 32, 32), Tile(5, 16, 16)]
+SPLITS = st.builds(Split, st.integers(1, 3), st.integers(1, 3), st.booleans())
 EPILOGUES = [standard(), standard("column", "full", relu=True), standard("row", "scalar")]
 
 
@@ -79,7 +80,6 @@ def test_any_convolution_equals_the_textbook_and_its_twin(check, normal, data):
     kernel = Convolution(
         draw(st.sampled_from(TILES)),
         draw(st.sampled_from(EPILOGUES)),
-        draw(st.sampled_from(["rows", "columns"])),
     )
     x = normal(1, images, height, width, groups * inputs)
     w = normal(2, groups * outputs, inputs, *kernel_size)
@@ -90,6 +90,7 @@ def test_any_convolution_equals_the_textbook_and_its_twin(check, normal, data):
     stored = np.ascontiguousarray(np.moveaxis(x, -1, 1)) if planar else x
     view = np.moveaxis(stored, 1, -1) if planar else stored
     sizes = [
+        *draw(SPLITS).sizes,
         *(images, height, width, groups, inputs, outputs, *kernel_size, *truth.shape[1:3]),
         *(*stride, *dilation, pads[0], pads[1]),
         *(step // 4 for step in view.strides),
@@ -121,6 +122,7 @@ def test_any_winograd_convolution_equals_the_textbook_and_its_twin(check, normal
     wide, pixels = groups * outputs + spread, truth[..., 0].size
     extra, values, strides = operands_of(kernel.epilogue, normal, pixels, groups * outputs, wide)
     sizes = [
+        *draw(SPLITS).sizes,
         *(images, height, width, groups, inputs, outputs, *truth.shape[1:3], pads[0], pads[1]),
         *(height * width * channels, width * channels, channels, wide, *strides),
     ]
@@ -132,8 +134,8 @@ def test_any_winograd_convolution_equals_the_textbook_and_its_twin(check, normal
 def test_winograd_loses_little_precision(check, normal, side):
     x, w = normal(1, 1, 24, 24, 128), normal(2, 64, 128, 3, 3)
     truth = convolve(x, w, (1, 1), (1, 1), (1, 1, 1, 1), 1)
-    kernel = winograd_candidates(36, 64, 128, outputs_per_side=side)[0]
-    sizes = [1, 24, 24, 1, 128, 64, 24, 24, 1, 1, 24 * 24 * 128, 24 * 128, 128, 64]
+    kernel, split = winograd_candidates(36, 64, 128, outputs_per_side=side)[0]
+    sizes = [*split.sizes, 1, 24, 24, 1, 128, 64, 24, 24, 1, 1, 24 * 24 * 128, 24 * 128, 128, 64]
     packed = pack("winograd", w, [kernel.tile.columns, side, 1])
     found = check.run(kernel, [x, packed, np.zeros(24 * 24 * 64, np.float32)], sizes)[0]
     error = np.abs(found.reshape(truth.shape) - truth).max() / np.abs(truth).max()
@@ -143,7 +145,7 @@ def test_winograd_loses_little_precision(check, normal, side):
 @pytest.mark.parametrize("isa", ISAS.values(), ids=lambda isa: isa.name)
 def test_candidates_are_few_and_survive_json(isa):
     epilogue = standard("column", relu=True)
-    for kernel in [
+    for kernel, _ in [
         *candidates(196, 256, 2304, isa=isa, epilogue=epilogue),
         *winograd_candidates(16, 256, 256, isa=isa, epilogue=epilogue),
         *winograd_candidates(49, 16, 64, isa=isa, outputs_per_side=2),
@@ -156,7 +158,7 @@ def test_candidates_are_few_and_survive_json(isa):
 @pytest.mark.parametrize(
     ("kind", "field", "value"),
     [
-        (Convolution, "order", 3),
+        (Convolution, "order", "rows"),
         (Convolution, "columns", 8),
         (Winograd, "outputs_per_side", 3),
         (Winograd, "depth", -1),
@@ -167,3 +169,10 @@ def test_hostile_fields_are_refused_by_name(kind, field, value):
     fields = kind(TILES[0]).to_json() | {field: value}
     with pytest.raises(ValueError, match=field):
         kind.from_json(fields)
+
+
+def test_blocks_that_would_need_giant_scratch_are_refused():
+    kernel = Winograd(Tile(16, 64, 8192))
+    sizes = [64, 64, 0, 1, 8, 8, 1, 16, 16, 8, 8, 1, 1, 1024, 128, 16, 16]
+    with pytest.raises(ValueError, match="scratch"):
+        kernel.extents(sizes)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.kernels.blocked import Tile
+from engine.kernels.blocked import Split, Tile
 from engine.kernels.epilogue import Epilogue, standard
 from engine.kernels.gemm import Gemm, candidates
 from engine.kernels.isa import ISAS
@@ -15,15 +15,17 @@ from engine.kernels.packing import pack
 SEVERAL = settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-TILES = [Tile(6, 32, 32, 2, 2), Tile(5, 16, 16, 1, 3), Tile(1, 64, 64, 1, 1)]
+TILES = [Tile(6, 32, 32), Tile(5, 16, 16), Tile(1, 64, 64)]
+SPLITS = st.builds(Split, st.integers(1, 3), st.integers(1, 3), st.booleans())
+ONE = Split(1, 1)
 EPILOGUES = [standard(), standard("column", "full", relu=True), standard("row", "scalar")]
 
 
-def sizes_of(kernel, outer, inner, m, n, k, *, spread=0, shared=False):
+def sizes_of(kernel, outer, inner, m, n, k, *, spread=0, shared=False, split=ONE):
     """Dense sizes; rows `spread` apart from dense ones, B shared by the batch when asked."""
     a, b, c = k + spread, n + spread, n + spread
     sizes = dict.fromkeys(kernel.size_names, 0)
-    sizes.update(outer=outer, inner=inner, m=m, n=n, k=k)
+    sizes.update(split.to_json(), outer=outer, inner=inner, m=m, n=n, k=k)
     sizes.update(a_outer=inner * m * a, a_inner=m * a, a_row=a, a_column=1)
     packed = -(-n // kernel.tile.columns) * kernel.tile.columns * k
     matrix = packed if kernel.packed else k * b
@@ -48,16 +50,16 @@ def expected(kernel, a, b, extra):
     st.sampled_from(TILES),
     st.sampled_from(EPILOGUES),
     st.booleans(),
-    st.sampled_from(["rows", "columns"]),
+    SPLITS,
     st.tuples(st.integers(1, 3), st.integers(1, 2)),
     st.tuples(st.integers(1, 40), st.integers(1, 70), st.integers(1, 70)),
     st.integers(0, 5),
     st.booleans(),
 )
 def test_any_product_equals_numpy_and_its_twin(
-    check, normal, tile, epilogue, packed, order, batch, shape, spread, shared
+    check, normal, tile, epilogue, packed, split, batch, shape, spread, shared
 ):
-    kernel = Gemm(tile, epilogue, packed, order)
+    kernel = Gemm(tile, epilogue, packed)
     (outer, inner), (m, n, k) = batch, shape
     wide = n + spread
     a = normal(1, outer, inner, m, k + spread)
@@ -69,7 +71,7 @@ def test_any_product_equals_numpy_and_its_twin(
         views.append(extra[-1][..., :n])
     stored = pack("columns", b, [tile.columns]) if packed else b
     c = np.full((outer, inner, m, wide), 7, np.float32)
-    sizes = sizes_of(kernel, outer, inner, m, n, k, spread=spread, shared=shared)
+    sizes = sizes_of(kernel, outer, inner, m, n, k, spread=spread, shared=shared, split=split)
     found = check.agree(kernel, [a, stored, *extra, c], sizes)
     whole = c.copy().reshape(-1)
     whole[: found.size] = found
@@ -81,7 +83,7 @@ def test_any_product_equals_numpy_and_its_twin(
 
 @pytest.mark.parametrize("column", [1, 9])
 def test_transposed_operands_are_packed_on_the_fly(check, normal, column):
-    kernel = Gemm(Tile(6, 16, 16, 2, 2), standard(), packed=False)
+    kernel = Gemm(Tile(6, 16, 16), standard(), packed=False)
     m, n, k = 19, 37, 41
     a, b = normal(1, k, m), normal(2, n, k * column)
     sizes = dict(zip(kernel.size_names, sizes_of(kernel, 1, 1, m, n, k), strict=True))
@@ -125,7 +127,8 @@ def test_candidates_are_few_distinct_and_survive_json(isa, m):
     found = candidates(m, 768, 768, isa=isa, epilogue=standard("column", relu=True))
     assert 1 <= len(found) <= 6
     assert len(set(found)) == len(found)
-    for kernel in found:
+    for kernel, split in found:
+        assert kernel.items(sizes_of(kernel, 1, 1, m, 768, 768, split=split)) >= 1
         fields = json.loads(json.dumps(kernel.to_json()))
         assert KERNELS["gemm"].from_json(fields) == kernel
         assert "kernel(" in kernel.source("kernel", isa)
@@ -139,7 +142,6 @@ def test_candidates_are_few_distinct_and_survive_json(isa, m):
         ("rows", True),
         ("columns", 24),
         ("depth", 1 << 40),
-        ("order", "sideways"),
         ("packed", 1),
         ("epilogue", None),
         ("epilogue", {"expression": [], "operands": []}),
@@ -164,6 +166,18 @@ def test_wrong_counts_and_negative_sizes_are_refused():
     with pytest.raises(ValueError, match="found 3 sizes"):
         kernel.extents([1, 2, 3])
     sizes = sizes_of(kernel, 1, 1, 3, 5, 2)
-    sizes[2] = -3
+    sizes[kernel.size_names.index("m")] = -3
     with pytest.raises(ValueError, match="size m"):
         kernel.extents(sizes)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("row_tiles", 0), ("column_tiles", 65), ("by_columns", 2)]
+)
+def test_a_hostile_split_is_refused_by_name(name, value):
+    kernel = Gemm(TILES[0])
+    sizes = sizes_of(kernel, 1, 1, 3, 5, 2)
+    sizes[kernel.size_names.index(name)] = value
+    for question in (kernel.extents, kernel.items, kernel.scratch_nbytes):
+        with pytest.raises(ValueError, match=name):
+            question(sizes)
