@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from engine.errors import FeedError
+from engine.errors import FeedError, KernelError
 from engine.ir.sizes import evaluate
 from engine.ir.types import Array, TensorType
 from engine.kernels.runner import Runner
@@ -145,7 +145,13 @@ class Context:
         needed = max(bound.arena.nbytes, self.engine.greatest_arena)
         if self._memory.nbytes >= needed:
             return
-        raw = np.empty(needed + 256, np.uint8)
+        try:
+            raw = np.empty(needed + 256, np.uint8)
+        except MemoryError:
+            raise KernelError(
+                f"{needed} bytes of memory for intermediate results are not to be had; "
+                "use smaller inputs or a machine with more memory"
+            ) from None
         start = -raw.ctypes.data % 256
         self._memory = raw[start : start + needed]
         for other in self._bound.values():
