@@ -49,7 +49,8 @@ def packed_columns_size(rows: int, columns: int, width: int) -> int:
 def pack_columns(weight: Array, *arguments: int) -> Array:
     """[..., K, N] to [..., ceil(N / width)][K][width]; the only argument is the width."""
     (width,) = arguments
-    matrix = _checked(weight.reshape(-1, *weight.shape[-2:]), 3, width)
+    whole = weight.reshape(math.prod(weight.shape[:-2]), *weight.shape[-2:])
+    matrix = _checked(whole, 3, width)
     batch, depth, columns = matrix.shape
     panels = -(-columns // width)
     packed = np.zeros((batch, panels, depth, width), weight.dtype)
