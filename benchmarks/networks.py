@@ -21,7 +21,7 @@ import numpy as np
 
 import engine
 from benchmarks import models
-from benchmarks.surroundings import RESULTS, append, surroundings
+from benchmarks.surroundings import RESULTS, append, surroundings, warn_when_busy
 from engine.debug.memory import arena_use
 from engine.debug.peer import Peer, onnxruntime_peer
 from engine.plan.plan import host_steps, open_plan
@@ -122,6 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "threads": THREADS,
         "rows": [],
     }
+    warn_when_busy(entry)
     print(HEADER)
     for name in names:
         row = measure(name, level=options.level, rounds=options.rounds, seconds=options.seconds)

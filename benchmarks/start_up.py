@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.surroundings import RESULTS, append, surroundings
+from benchmarks.surroundings import RESULTS, append, surroundings, warn_when_busy
 
 ROOT = Path(__file__).parent.parent
 REPEATS = 7
@@ -177,6 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     names = options.only.split(",")
     entry, found = surroundings(), list[Measured]()
+    warn_when_busy(entry)
     for name in names:
         for item in MEASUREMENTS[name]():
             found.append(item)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from engine.kernels.isa import detect
 from engine.kernels.runner import default_threads
 from engine.runtime.compilation import find_compiler
 
-__all__ = ["RESULTS", "append", "surroundings"]
+__all__ = ["RESULTS", "append", "surroundings", "warn_when_busy"]
 
 RESULTS = Path(__file__).parent / "results"
+#: A load from which on times say more about other processes than about this one.
+BUSY = 0.7
 _WORDS = {"avx512": "AVX-512", "avx2": "AVX2", "neon": "NEON", "generic": "no vector extension"}
 
 
@@ -29,6 +32,12 @@ def surroundings() -> dict[str, Any]:
         "machine": f"{default_threads()} cores, {_WORDS[detect().name]}",
         "load": round(os.getloadavg()[0], 1),
     }
+
+
+def warn_when_busy(found: dict[str, Any]) -> None:
+    """Say on stderr that other work was under way, so that nobody trusts the times too far."""
+    if found["load"] > BUSY:
+        print(f"the machine is busy (load {found['load']}): times are too long", file=sys.stderr)
 
 
 def commit() -> str:
