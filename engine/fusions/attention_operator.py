@@ -38,6 +38,8 @@ def attention_operator(graph: Graph, node: Node) -> Match | Refused | None:
     shape, head_size = query[0], query[0][3]
     if not isinstance(head_size, int) or head_size > 256 or value[0][3] != head_size:
         return Refused("its heads have no kernel")
+    if key[0][:3] != value[0][:3] or key[0][0] != shape[0]:
+        return Refused("queries, keys and values are not known to agree in batch, heads or length")
     q_heads, kv_heads = query[0][1], key[0][1]
     if not isinstance(q_heads, int) or not isinstance(kv_heads, int) or q_heads % kv_heads:
         return Refused("the numbers of heads do not divide")

@@ -102,7 +102,7 @@ def apply_fusions(graph: Graph, stage: str) -> bool:
 def _try(graph: Graph, node: Node, item: Fusion, refused: set[tuple[str, str]]) -> bool:
     try:
         found = item.rule(graph, node)
-    except (ValueError, EngineError) as error:
+    except (ValueError, ArithmeticError, EngineError) as error:
         found = Refused(str(error))
     if found is None:
         return False
