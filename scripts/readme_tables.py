@@ -1,10 +1,10 @@
-"""Writes the numbers in README.md from benchmarks/results/.
+"""Writes the numbers in README.md and docs/performance.md from benchmarks/results/.
 
-    python -m scripts.readme_tables           write the marked section
-    python -m scripts.readme_tables --check   leave with 1 when it is out of date
+    python -m scripts.readme_tables           write the marked sections
+    python -m scripts.readme_tables --check   leave with 1 when one is out of date
 
-Only what was measured is shown: without a result there is no table, and without any result the
-section is empty.
+Only what was measured is shown: without a result there is no table, and without any a section is
+empty.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
+PERFORMANCE = ROOT / "docs" / "performance.md"
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN = "<!-- Written by python -m scripts.readme_tables from benchmarks/results; do not edit. -->"
 END = "<!-- End of what scripts.readme_tables writes. -->"
@@ -83,26 +84,55 @@ def suite_table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def ideas_table(entry: Mapping[str, Any]) -> str:
+    """The latest run of `benchmarks.ablations`."""
+    lines = [
+        f"{entry['threads']} threads, {entry['machine']}, commit {entry['commit']}; medians of "
+        f"{entry['rounds']} rounds in turns.",
+        "",
+        "| | network | with | without | gain |",
+        "|---|---|--:|--:|--:|",
+    ]
+    for row in entry["rows"]:
+        lines.append(
+            f"| {row['idea']} | {row['model']} | {1e3 * row['seconds']:.1f} ms "
+            f"| {1e3 * row['without_seconds']:.1f} ms | {row['gain']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def latest(folder: Path, name: str) -> Any:
+    """The last entry of a result file that lists its runs; None without any."""
+    path = folder / f"{name}.json"
+    entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    return entries[-1] if entries else None
+
+
 def tables(folder: Path) -> str:
-    """All tables for which a folder holds results; empty without any."""
+    """The README's tables for which a folder holds results; empty without any."""
     found = []
     for name, table in (("networks", networks_table), ("start_up", start_up_table)):
-        path = folder / f"{name}.json"
-        entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-        if entries:
-            found.append(table(entries[-1]))
+        entry = latest(folder, name)
+        if entry is not None:
+            found.append(table(entry))
     suite = folder / "backend_suite.json"
     if suite.exists():
         found.append(suite_table(json.loads(suite.read_text(encoding="utf-8"))))
     return "\n\n".join(["## Numbers", *found]) if found else ""
 
 
-def filled(readme: str, text: str) -> str:
-    """The README with the marked section replaced; ValueError when a mark is missing."""
-    before, begin, rest = readme.partition(BEGIN)
+def sections(folder: Path) -> dict[Path, str]:
+    """What belongs between the marks of each page."""
+    ideas = latest(folder, "ablations")
+    return {README: tables(folder), PERFORMANCE: "" if ideas is None else ideas_table(ideas)}
+
+
+def filled(page: str, text: str) -> str:
+    """A page with the marked section replaced; ValueError when a mark is missing."""
+    before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"README.md must hold the lines {BEGIN!r} and {END!r}")
+        raise ValueError(f"the page must hold the lines {BEGIN!r} and {END!r}")
     return f"{before}{BEGIN}\n{text}\n\n{END}{after}" if text else f"{before}{BEGIN}\n{END}{after}"
 
 
@@ -110,14 +140,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.readme_tables")
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     options = parser.parse_args(arguments)
-    present = README.read_text(encoding="utf-8")
-    wanted = filled(present, tables(RESULTS))
-    if not options.check:
-        README.write_text(wanted, encoding="utf-8")
+    outdated = []
+    for path, text in sections(RESULTS).items():
+        present = path.read_text(encoding="utf-8")
+        wanted = filled(present, text)
+        if present != wanted:
+            outdated.append(path.name)
+            if not options.check:
+                path.write_text(wanted, encoding="utf-8")
+    if not options.check or not outdated:
         return 0
-    if present == wanted:
-        return 0
-    print("README.md is out of date: run python -m scripts.readme_tables", file=sys.stderr)
+    names = " and ".join(outdated)
+    print(f"{names}: out of date, run python -m scripts.readme_tables", file=sys.stderr)
     return 1
 
 

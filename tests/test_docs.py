@@ -155,10 +155,18 @@ def results() -> dict[str, Any]:
     }
     networks = {**surroundings, "threads": 2, "rounds": 7, "rows": [row], "geometric_mean": 1.2}
     measured = [{"name": "import engine", "value": 0.05, "unit": "s", "most": 0.2}]
+    idea = {
+        "idea": "Winograd",
+        "model": "vgg19",
+        "seconds": 0.1,
+        "without_seconds": 0.2,
+        "gain": 2.0,
+    }
     totals = {"cases": 3, "passed": 2, "passed_without_reference": 1}
     return {
         "networks": [{**networks, "rows": []}, networks],
         "start_up": [{**surroundings, "measured": measured}],
+        "ablations": [{**surroundings, "threads": 2, "rounds": 7, "rows": [idea]}],
         "backend_suite": {"onnx": "1.23.2", **totals, "kinds": {"node": totals}, "failures": {}},
     }
 
@@ -171,6 +179,8 @@ def test_tables_show_the_latest_results_and_nothing_else(tmp_path: Path) -> None
     assert "| resnet50 | 20.50 ms | 24.60 ms | 1.20 | 2.0e-06 | 1.000 |" in text
     assert "| import engine | 0.05 s | 0.2 s |" in text
     assert "| node | 3 | 2 | 1 |" in text
+    ideas = readme_tables.sections(tmp_path)[readme_tables.PERFORMANCE]
+    assert "| Winograd | vgg19 | 100.0 ms | 200.0 ms | 2.00 |" in ideas
     (tmp_path / "networks.json").unlink()
     assert "onnxruntime" not in readme_tables.tables(tmp_path)
 
@@ -185,10 +195,11 @@ def test_tables_replace_only_the_marked_section() -> None:
         readme_tables.filled("no marks", "new")
 
 
-def test_the_numbers_in_the_readme_are_the_latest() -> None:
-    readme = readme_tables.README.read_text(encoding="utf-8")
-    wanted = readme_tables.filled(readme, readme_tables.tables(readme_tables.RESULTS))
-    assert readme == wanted, "run python -m scripts.readme_tables"
+@pytest.mark.parametrize("page", [readme_tables.README, readme_tables.PERFORMANCE])
+def test_the_numbers_of_a_page_are_the_latest(page: Path) -> None:
+    present = page.read_text(encoding="utf-8")
+    text = readme_tables.sections(readme_tables.RESULTS)[page]
+    assert present == readme_tables.filled(present, text), "run python -m scripts.readme_tables"
 
 
 @pytest.mark.slow
