@@ -1,0 +1,368 @@
+"""Every fusion: a model on which it fires, as often as it should, with the same results; refusals.
+
+Covered rules: engine/fusions/attention.py, attention_operator.py, batch_norm.py, channel_shuffle.py,
+conv_batch_norm.py, conv_one_axis.py, epilogue.py, gemm.py, merge_projections.py, pad_conv.py; a rule
+without a sample fails `test_every_rule_has_a_sample`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.debug.interpret import interpret
+from engine.fusions import (
+    attention,
+    attention_operator,
+    batch_norm,
+    channel_shuffle,
+    conv_batch_norm,
+    conv_one_axis,
+    epilogue,
+    gemm,
+    merge_projections,
+    pad_conv,
+)
+from engine.fusions.fusion import Match, Refused, fusion, known
+from engine.ir.graph import Graph, Node
+from engine.ir.verify import verify
+from engine.onnx_io import read
+from engine.passes import PIPELINE, canonicalise, run_pipeline
+from tests.engine.small_models import assert_close, check, graph_of, model, random_feeds
+
+MODULES = [
+    *(attention, attention_operator, batch_norm, channel_shuffle, conv_batch_norm),
+    *(conv_one_axis, epilogue, gemm, merge_projections, pad_conv),
+]
+STAGES = ("attention", "projections", "canonical", "layout")
+RNG = np.random.default_rng(11)
+
+
+def weight(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+@dataclass
+class Sample:
+    """A model, and how often a rule fires on it."""
+
+    body: str
+    fires: int = 1
+    weights: dict[str, Any] = field(default_factory=dict)
+
+
+HEADS = "int64[4] split = {0, 0, 2, 4}, int64[3] join = {0, 0, 8}, float scale = {2}"
+
+
+def attention_body(
+    inputs: str = "float[B, L, 8] x", middle: str = "d = Div (s, scale) p = Softmax <axis = -1> (d)"
+) -> str:
+    """Two heads of four out of projections of x, as exporters write them."""
+    return f"""({inputs}) => (float[] y) <{HEADS}> {{
+        q0 = MatMul (x, wq) q1 = Reshape (q0, split) q = Transpose <perm = [0, 2, 1, 3]> (q1)
+        k0 = MatMul (x, wk) k1 = Reshape (k0, split) k = Transpose <perm = [0, 2, 3, 1]> (k1)
+        v0 = MatMul (x, wv) v1 = Reshape (v0, split) v = Transpose <perm = [0, 2, 1, 3]> (v1)
+        s = MatMul (q, k)
+        {middle}
+        o = MatMul (p, v) t = Transpose <perm = [0, 2, 1, 3]> (o) y = Reshape (t, join)
+    }}"""
+
+
+PROJECTIONS = {"wq": weight(8, 8), "wk": weight(8, 8), "wv": weight(8, 8)}
+CONV = {"w": weight(6, 3, 3, 3), "b": weight(6)}
+NORM = {"g": weight(6), "m": weight(6), "v": np.abs(weight(6)) + 1}
+MASKED = "float[B, L, 8] x, float[B, 1, 1, L] mask"
+
+SAMPLES: dict[str, list[Sample]] = {
+    "softmax(q @ k^T * scale + mask) @ v => attention(q, k, v, mask)": [
+        Sample(attention_body(), 1, PROJECTIONS),
+        Sample(
+            attention_body(
+                MASKED, "d = Div (s, scale) m = Add (d, mask) p = Softmax <axis = -1> (m)"
+            ),
+            1,
+            PROJECTIONS,
+        ),
+        Sample(
+            attention_body(
+                "float[B, L, 8] x, float[L, L] mask",
+                "d = Mul (s, scale) m = Add (mask, d) p = Softmax <axis = 3> (m)",
+            ),
+            1,
+            PROJECTIONS,
+        ),
+        Sample(attention_body(middle="p = Softmax <axis = -1> (s)"), 1, PROJECTIONS),
+        Sample(
+            """(float[H, L, 4] q, float[H, 4, M] k, float[H, M, 4] v) => (float[] y) {
+                s = MatMul (q, k) p = Softmax <axis = -1> (s) y = MatMul (p, v) }""",
+            0,
+        ),
+        Sample(
+            """(float[H, L, 4] q, float[H, M, 4] k, float[H, M, 4] v) => (float[] y) {
+                t = Transpose <perm = [0, 2, 1]> (k)
+                s = MatMul (q, t) p = Softmax <axis = -1> (s) y = MatMul (p, v) }""",
+        ),
+    ],
+    "Attention(q, k, v, mask) => attention(q, k, v, mask)": [
+        Sample(
+            "(float[B, 2, L, 4] q, float[B, 2, M, 4] k, float[B, 2, M, 4] v) => (float[] y)"
+            "{ y = Attention (q, k, v) }"
+        ),
+        Sample(
+            """(float[B, L, 16] q, float[B, M, 8] k, float[B, M, 8] v, float[L, M] m)
+            => (float[] y) {
+            y = Attention <q_num_heads = 4, kv_num_heads = 2, scale = 0.3> (q, k, v, m) }"""
+        ),
+        Sample(
+            """(float[B, L, 8] q) => (float[] y) {
+            y = Attention <q_num_heads = 2, kv_num_heads = 2, is_causal = 1> (q, q, q) }"""
+        ),
+        Sample(
+            """(float[B, 2, L, 4] q, float[B, 2, M, 4] k, float[B, 2, K, 4] v) => (float[] y)
+            { y = Attention (q, k, v) }""",
+            0,
+        ),
+    ],
+    "q, k, v = x @ wq, x @ wk, x @ wv => qkv = x @ w": [
+        Sample(attention_body(), 1, PROJECTIONS),
+    ],
+    "batch_norm(conv(x, w) + b) => conv(x, w * s) + t": [
+        Sample(
+            """(float[N, 3, 6, 6] x) => (float[] y) {
+            a = Conv (x, w, b) y = BatchNormalization (a, g, b, m, v) }""",
+            1,
+            {**CONV, **NORM},
+        ),
+        Sample(
+            """(float[N, 3, 6, 6] x) => (float[] y) { a = Conv <group = 3> (x, w)
+            y = BatchNormalization <epsilon = 0.1> (a, g, b, m, v) }""",
+            1,
+            {**NORM, "w": weight(6, 1, 3, 3), "b": weight(6)},
+        ),
+        Sample(
+            """(float[N, 3, 6, 6] x) => (float[] y, float[] a) {
+            a = Conv (x, w, b) y = BatchNormalization (a, g, b, m, v) }""",
+            0,
+            {**CONV, **NORM},
+        ),
+    ],
+    "batch_norm(x) => x * s + t": [
+        Sample(
+            """(float[N, 6, 4] x) => (float[] y) { y = BatchNormalization (x, g, b, m, v) }""",
+            1,
+            {**NORM, "b": weight(6)},
+        ),
+        Sample(
+            """(float[N, 6] x) => (float[] z) {
+            r = Relu (x) y = BatchNormalization (r, g, b, m, v) z = Exp (y) }""",
+            1,
+            {**NORM, "b": weight(6)},
+        ),
+    ],
+    "reshape(swap(reshape(x))) => channel_shuffle(x)": [
+        Sample(
+            """(float[N, 6, 4, 4] x) => (float[] y) <int64[5] a = {0, 3, 2, 4, 4},
+            int64[4] b = {0, 6, 4, 4}> { s = Reshape (x, a)
+            t = Transpose <perm = [0, 2, 1, 3, 4]> (s) y = Reshape (t, b) }"""
+        ),
+    ],
+    "conv1d(x, w) => view(conv2d(view(x), view(w)))": [
+        Sample(
+            """(float[N, 4, L] x) => (float[] y) {
+            a = Conv <pads = [1, 1], strides = [2]> (x, w, b) y = Relu (a) }""",
+            1,
+            {"w": weight(6, 4, 3), "b": weight(6)},
+        ),
+    ],
+    "conv(pad(x, 0), w) => conv(x, w)": [
+        Sample(
+            """(float[N, 3, 6, 6] x) => (float[] y) <int64[8] p = {0, 0, 1, 2, 0, 0, 0, 3}> {
+            a = Pad (x, p) y = Conv <pads = [1, 0, 0, 1]> (a, w, b) }""",
+            1,
+            CONV,
+        ),
+        Sample(
+            """(float[N, 3, 6, 6] x) => (float[] y) <int64[8] p = {0, 0, 1, 2, 0, 0, 0, 3},
+            float one = {1}> { a = Pad (x, p, one) y = Conv (a, w, b) }""",
+            0,
+            CONV,
+        ),
+    ],
+    "gemm(a, b, c) => a @ b + c": [
+        Sample(
+            "(float[N, 5] x) => (float[] y) { y = Gemm <alpha = 0.5, beta = 2.0> (x, w, c) }",
+            1,
+            {"w": weight(5, 7), "c": weight(7)},
+        ),
+        Sample(
+            "(float[N, 5] x, float[N, 7] c) => (float[] y) { y = Gemm <transB = 1> (x, w, c) }",
+            1,
+            {"w": weight(7, 5)},
+        ),
+        Sample(
+            "(float[5, N] x) => (float[] y) { y = Gemm <transA = 1> (x, w) }",
+            0,
+            {"w": weight(5, 7)},
+        ),
+    ],
+    "matmul(a, b) => a @ b with an epilogue": [
+        Sample("(float[B, M, K] x, float[B, K, N] w) => (float[] y) { y = MatMul (x, w) }"),
+        Sample("(float[M, 4] x, float[4] w) => (float[] y) { y = MatMul (x, w) }", 0),
+        Sample("(double[M, 4] x, double[4, 3] w) => (double[] y) { y = MatMul (x, w) }", 0),
+    ],
+    "f(contraction, operands) => contraction with epilogue f": [
+        Sample(
+            """(float[N, 5] x, float[N, 7] r) => (float[] y) {
+            a = MatMul (x, w) b = Add (a, c) d = Relu (b) y = Add (d, r) }""",
+            1,
+            {"w": weight(5, 7), "c": weight(7)},
+        ),
+        Sample(
+            """(float[N, 3, 6, 6] x) => (float[] y) {
+            a = Conv <pads = [1, 1, 1, 1]> (x, w, b) s = Sigmoid (a) y = Mul (a, s) }""",
+            1,
+            CONV,
+        ),
+        Sample(
+            """(float[N, 5] x) => (float[] y, float[] a) { a = MatMul (x, w) y = Relu (a) }""",
+            0,
+            {"w": weight(5, 7)},
+        ),
+    ],
+}
+CASES = [(rule, index) for rule, samples in SAMPLES.items() for index in range(len(samples))]
+
+
+def test_every_rule_has_a_sample() -> None:
+    rules = {item.statement for stage in STAGES for item in known(stage)}
+    assert rules == set(SAMPLES)
+    assert all(any(sample.fires for sample in samples) for samples in SAMPLES.values())
+
+
+def test_every_rule_lives_in_a_module_that_is_named_here() -> None:
+    homes = {item.rule.__module__ for stage in STAGES for item in known(stage)}
+    assert homes == {module.__name__ for module in MODULES}
+
+
+@pytest.mark.parametrize(("rule", "index"), CASES)
+def test_a_rule_fires_as_often_as_it_should_and_keeps_the_meaning(rule: str, index: int) -> None:
+    item = SAMPLES[rule][index]
+    graph = read(model(item.body, opset=23, weights=item.weights))
+    samples = [
+        random_feeds(graph, seed=seed, **sizes)
+        for seed, sizes in ((0, {}), (7, {"N": 1, "B": 1, "L": 5, "M": 3, "H": 2, "K": 3}))
+    ]
+    expected = [interpret(graph, feeds) for feeds in samples]
+    canonicalise(graph, checked=True)
+    for step in PIPELINE:
+        step(graph)
+        verify(graph)
+        for feeds, wanted in zip(samples, expected):
+            assert_close(interpret(graph, feeds), wanted)
+    fired = [d for d in graph.decisions if d.rule == rule and d.made]
+    assert len(fired) == item.fires
+    assert all(decision.nodes for decision in fired)
+
+
+@pytest.mark.parametrize(("rule", "index"), CASES)
+def test_an_engine_with_the_fusion_is_right(rule: str, index: int) -> None:
+    item = SAMPLES[rule][index]
+    check(item.body, opset=23, weights=item.weights)
+
+
+ONE = {"float": "float one = {1}", "heads": HEADS}
+
+
+@pytest.mark.parametrize(
+    ("middle", "inputs", "reason"),
+    [
+        ("p = Softmax <axis = 1> (s)", "", "not over the keys"),
+        ("e = Exp (s) p = Softmax <axis = -1> (e)", "", "Exp stands between the products"),
+        ("d = Mul (s, f) p = Softmax <axis = -1> (d)", ", float[L] f", "no number"),
+        (
+            "m = Add (s, f) p = Softmax <axis = -1> (m)",
+            ", float[B, 1, L, 1] f",
+            "does not cover the keys",
+        ),
+        (
+            "d = Mul (s, scale) m = Add (d, f) e = Mul (m, scale) p = Softmax <axis = -1> (e)",
+            ", float[L, L] f",
+            "Add stands between",
+        ),
+    ],
+)
+def test_a_near_miss_of_attention_says_why(middle: str, inputs: str, reason: str) -> None:
+    body = attention_body("float[B, L, 8] x" + inputs, middle)
+    graph = graph_of(body, weights=PROJECTIONS)
+    run_pipeline(graph)
+    refused = [d for d in graph.decisions if not d.made]
+    assert any(reason in decision.reason for decision in refused), [d.reason for d in refused]
+    assert all(decision.reason and decision.nodes for decision in refused)
+    assert not graph.each("FusedAttention")
+    check(body, weights=PROJECTIONS)
+
+
+def test_scores_divided_by_nothing_do_not_break_the_build() -> None:
+    body = attention_body(middle="d = Div (s, zero) p = Softmax <axis = -1> (d)")
+    graph = graph_of(body.replace("float scale = {2}", "float zero = {0}"), weights=PROJECTIONS)
+    run_pipeline(graph, checked=True)
+    assert graph.outputs
+
+
+@pytest.mark.parametrize(
+    ("body", "weights", "reason"),
+    [
+        (
+            "(float[N, 3, 6, 6] x, float[6, 3, 3, 3] w) => (float[] y) {"
+            " a = Conv (x, w) y = BatchNormalization (a, g, b, m, v) }",
+            {**NORM, "b": weight(6)},
+            "filters or statistics are not constant",
+        ),
+        (
+            "(float[N, 6] x, float[6] g) => (float[] y) { y = BatchNormalization (x, g, b, m, v) }",
+            {"b": NORM["g"], "m": NORM["m"], "v": NORM["v"]},
+            "statistics are not constant",
+        ),
+        (
+            "(float[N, 5] x, float[N, 1] r) => (float[] y) { a = MatMul (x, w) y = Add (a, r) }",
+            {"w": weight(5, 7)},
+            "which no epilogue can",
+        ),
+        (
+            "(float[N, 5] x) => (float16[] y) { a = MatMul (x, w) y = Cast <to = 10> (a) }",
+            {"w": weight(5, 7)},
+            "changes the type",
+        ),
+        (
+            "(float[N, 5] x) => (float[] y) { a = MatMul (x, w) r = Exp (a) y = Add (r, q)"
+            " q = Neg (a) }".replace(" y = Add (r, q) q = Neg (a)", " q = Neg (a) y = Add (r, q)"),
+            {"w": weight(5, 7)},
+            "",
+        ),
+    ],
+)
+def test_a_near_miss_says_why_and_the_engine_is_right(
+    body: str, weights: dict[str, Any], reason: str
+) -> None:
+    graph = graph_of(body, weights=weights)
+    run_pipeline(graph, checked=True)
+    assert any(reason in d.reason for d in graph.decisions if not d.made) or not reason
+    check(body, weights=weights)
+
+
+def test_two_rules_cannot_state_the_same() -> None:
+    def rule(graph: Graph, node: Node) -> Match | Refused | None:
+        return None
+
+    with pytest.raises(ValueError, match="two fusions state"):
+        fusion("gemm(a, b, c) => a @ b + c", "Gemm")(rule)
+
+
+def test_a_rule_that_cannot_decide_refuses_instead_of_failing() -> None:
+    body = "(float[...] x, float[7, 5] w) => (float[] y) { y = Gemm <transB = 1> (x, w) }"
+    graph = graph_of(body.replace("[...]", "[N, 5]"))
+    run_pipeline(graph, checked=True)
+    assert graph.decisions
