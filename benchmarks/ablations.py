@@ -22,7 +22,7 @@ import numpy as np
 
 import engine
 from benchmarks import models
-from benchmarks.surroundings import RESULTS, append, surroundings
+from benchmarks.surroundings import RESULTS, append, surroundings, warn_when_busy
 from engine.tactics import tactic
 from workers.bench_timing import Length, take_turns
 
@@ -133,6 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     names = [name for name in options.only.split(",") if name]
     entry = {**surroundings(), "threads": THREADS, "rounds": options.rounds, "rows": []}
+    warn_when_busy(entry)
     for name in names:
         row = measure(IDEAS[name], rounds=options.rounds, seconds=options.seconds)
         entry["rows"].append(row)

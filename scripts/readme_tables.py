@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.surroundings import BUSY
+
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PERFORMANCE = ROOT / "docs" / "performance.md"
@@ -24,13 +26,19 @@ BEGIN = "<!-- Written by python -m scripts.readme_tables from benchmarks/results
 END = "<!-- End of what scripts.readme_tables writes. -->"
 
 
+def where(entry: Mapping[str, Any]) -> str:
+    """The machine and the commit of a run, and what disturbed it."""
+    busy = f" while other work was under way (load {entry['load']})"
+    return f"{entry['machine']}, commit {entry['commit']}{busy if entry['load'] > BUSY else ''}."
+
+
 def networks_table(entry: Mapping[str, Any]) -> str:
     """The latest run of `benchmarks.networks`."""
     peer = entry["versions"]["onnxruntime"]
     lines = [
         "### Twelve networks beside onnxruntime",
         "",
-        f"One input, {entry['threads']} threads, {entry['machine']}, commit {entry['commit']}. "
+        f"One input, {entry['threads']} threads, {where(entry)} "
         f"Both runtimes take turns in the same run; times are medians of {entry['rounds']} rounds. "
         "The error is the largest between 8 inputs, in units of the outputs' spread.",
         "",
@@ -56,7 +64,7 @@ def start_up_table(entry: Mapping[str, Any]) -> str:
     lines = [
         "### Starting and building",
         "",
-        f"{entry['machine']}, commit {entry['commit']}.",
+        where(entry),
         "",
         "| | measured | at most |",
         "|---|--:|--:|",
@@ -87,8 +95,7 @@ def suite_table(result: Mapping[str, Any]) -> str:
 def ideas_table(entry: Mapping[str, Any]) -> str:
     """The latest run of `benchmarks.ablations`."""
     lines = [
-        f"{entry['threads']} threads, {entry['machine']}, commit {entry['commit']}; medians of "
-        f"{entry['rounds']} rounds in turns.",
+        f"{entry['threads']} threads, {where(entry)} Medians of {entry['rounds']} rounds in turns.",
         "",
         "| | network | with | without | gain |",
         "|---|---|--:|--:|--:|",

@@ -144,6 +144,7 @@ def results() -> dict[str, Any]:
         "commit": "abc",
         "versions": {"onnxruntime": "1.32.0"},
         "machine": "2 cores, AVX-512",
+        "load": 0.1,
     }
     row = {
         "model": "resnet50",
@@ -165,7 +166,7 @@ def results() -> dict[str, Any]:
     totals = {"cases": 3, "passed": 2, "passed_without_reference": 1}
     return {
         "networks": [{**networks, "rows": []}, networks],
-        "start_up": [{**surroundings, "measured": measured}],
+        "start_up": [{**surroundings, "load": 3.5, "measured": measured}],
         "ablations": [{**surroundings, "threads": 2, "rounds": 7, "rows": [idea]}],
         "backend_suite": {"onnx": "1.23.2", **totals, "kinds": {"node": totals}, "failures": {}},
     }
@@ -181,6 +182,7 @@ def test_tables_show_the_latest_results_and_nothing_else(tmp_path: Path) -> None
     assert "| node | 3 | 2 | 1 |" in text
     ideas = readme_tables.sections(tmp_path)[readme_tables.PERFORMANCE]
     assert "| Winograd | vgg19 | 100.0 ms | 200.0 ms | 2.00 |" in ideas
+    assert text.count("other work was under way (load 3.5)") == 1
     (tmp_path / "networks.json").unlink()
     assert "onnxruntime" not in readme_tables.tables(tmp_path)
 
