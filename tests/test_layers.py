@@ -18,13 +18,14 @@ ROOMS = {
     "workers": {"workers", "scheduler", "storage", "engine"},
 }
 
-TYPES = {"engine.errors", "engine.ir.types", "engine.ir.sizes"}
+TYPES = {"engine.errors", "engine.plugins", "engine.ir.types", "engine.ir.sizes"}
 # The printer for C with its compiler, and the meanings that it prints.
 KERNELS = {"engine.ops", "engine.kernels", "engine.kernels.isa", "engine.runtime.compilation"}
 # Part of the engine -> parts that it may import beside itself. The longest prefix of a module's
 # name says which part it belongs to, and likewise for what it imports.
 PARTS: dict[str, set[str]] = {
     "engine.errors": set(),
+    "engine.plugins": {"engine.errors"},
     "engine.ir.types": TYPES,
     "engine.ir.sizes": TYPES,
     "engine.ops": TYPES,

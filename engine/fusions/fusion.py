@@ -12,6 +12,7 @@ from engine.errors import EngineError
 from engine.ir.graph import Graph, Node, Value
 from engine.ir.infer import infer_node
 from engine.ops.operator import Operator
+from engine.plugins import load_plugins
 
 __all__ = ["Fusion", "Match", "Refused", "apply_fusions", "constant_number", "fusion", "only_user"]
 
@@ -74,6 +75,7 @@ def _discover() -> None:
     package = importlib.import_module("engine.fusions")
     for module in sorted(item.name for item in pkgutil.iter_modules(package.__path__)):
         importlib.import_module(f"engine.fusions.{module}")
+    load_plugins()
 
 
 def known(stage: str) -> list[Fusion]:

@@ -21,6 +21,7 @@ import numpy as np
 
 from engine.errors import InvalidModelError, UnsupportedOperatorError
 from engine.ir.types import Array, DType, Operand, TensorType, Type
+from engine.plugins import load_plugins
 
 __all__ = ["DOMAIN", "Operator", "Result", "find", "known", "register"]
 
@@ -203,6 +204,7 @@ def _discover() -> None:
     package = importlib.import_module("engine.ops")
     for module in sorted(item.name for item in pkgutil.iter_modules(package.__path__)):
         importlib.import_module(f"engine.ops.{module}")
+    load_plugins()
 
 
 def known() -> dict[tuple[str, str], list[type[Operator]]]:

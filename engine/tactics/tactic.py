@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from engine.ir.graph import Node, Value
 from engine.ir.types import TensorType, is_bound
+from engine.plugins import load_plugins
 
 if TYPE_CHECKING:
     from engine.lower.builder import ProgramBuilder
@@ -80,6 +81,7 @@ def _discover() -> None:
     package = importlib.import_module("engine.tactics")
     for module in sorted(item.name for item in pkgutil.iter_modules(package.__path__)):
         importlib.import_module(f"engine.tactics.{module}")
+    load_plugins()
 
 
 def candidates(
@@ -106,12 +108,17 @@ def candidates(
             offered.setdefault(source, []).append(answer)
     found = [
         candidate
-        for source in sorted(offered)
+        for source in sorted(offered, key=_preference)
         for turn in zip_longest(*offered[source])
         for candidate in turn
         if candidate is not None
     ]
     return found, refused
+
+
+def _preference(source: str) -> tuple[int, str]:
+    """What a user brought comes first, NumPy last."""
+    return {"plugin": 0, "numpy": 2}.get(source, 1), source
 
 
 def _is_settled(value: Value | None) -> bool:
