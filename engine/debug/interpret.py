@@ -12,6 +12,8 @@ from engine.ir.graph import Graph, Node, Value
 from engine.ir.sizes import Size, symbols
 from engine.ir.types import TensorType, Type
 from engine.ops.control import ControlOperator
+from engine.ops.fixed_sizes import fix_sizes
+from engine.ops.operator import DOMAIN
 from engine.ops.reference import Reference
 from engine.ops.view import View
 
@@ -74,7 +76,10 @@ def run_node(
 
             results = evaluate_node(node.op, inputs)
         elif isinstance(node.op, View):
-            results = np.asarray(inputs[0]).reshape(_numbers(node, graph, feeds))
+            shape = fix_sizes(node.op, _sizes(graph, feeds)).shape
+            results = np.asarray(inputs[0]).reshape(shape)
+        elif node.op.domain == DOMAIN:  # only operators of our own hold symbolic sizes
+            results = fix_sizes(node.op, _sizes(graph, feeds)).meaning(*inputs)
         else:
             results = node.op.meaning(*inputs)
     except EngineError:
@@ -84,18 +89,15 @@ def run_node(
     return results if isinstance(results, tuple) else (results,)
 
 
-def _numbers(node: Node, graph: Graph, feeds: Mapping[str, Any]) -> list[int]:
-    """The shape of a view, its symbols read off the feeds."""
-    from engine.ir.sizes import evaluate
-
+def _sizes(graph: Graph, feeds: Mapping[str, Any]) -> dict[str, int]:
+    """The symbols of a graph, read off the feeds."""
     known: dict[str, int] = {}
     for value in graph.inputs:
         if isinstance(value.type, TensorType) and value.type.shape is not None:
-            for dim, size in zip(value.type.shape, np.shape(feeds[value.name])):
+            for dim, size in zip(value.type.shape, np.shape(feeds.get(value.name))):
                 if isinstance(dim, Size) and symbols(dim) == {str(dim)}:
                     known[str(dim)] = size
-    assert isinstance(node.op, View)
-    return [evaluate(dim, known) for dim in node.op.shape]
+    return known
 
 
 class _Body:

@@ -75,7 +75,7 @@ def _through_elementwise(graph: Graph, node: Node) -> bool:
         return False
     perms = [found[1] for value in node.inputs if (found := _turned(value)) is not None]
     rank = len(output.type.shape)
-    if not perms or len(set(perms)) != 1 or len(perms[0]) != rank or graph.is_output(output):
+    if not perms or len(set(perms)) != 1 or len(perms[0]) != rank:
         return False
     perm = perms[0]
     inputs: list[Value | None] = []
@@ -113,8 +113,6 @@ def _through_concat(graph: Graph, node: Node) -> bool:
     found = [_turned(value) for value in node.inputs]
     perms = {item[1] for item in found if item is not None}
     if not found or any(item is None for item in found) or len(perms) != 1:
-        return False
-    if graph.is_output(output):
         return False
     (perm,) = perms
     axis = int(getattr(node.op, "axis", 0))

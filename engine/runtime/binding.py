@@ -137,7 +137,7 @@ class BoundProgram:
             if run:
                 self._segments.append(self._kernel_segment(run, runner, addresses))
                 run = []
-            self._segments.append(_HostSegment(step, self._calls[id(step)]))
+            self._segments.append(_HostSegment(step, self._calls[id(step)].at(self.sizes)))
         if run:
             self._segments.append(self._kernel_segment(run, runner, addresses))
 

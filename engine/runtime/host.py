@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from engine.errors import EngineError, KernelError, MissingExtraError
 from engine.ir.types import Array, TensorType, Type
 from engine.ops.control import ControlOperator
+from engine.ops.fixed_sizes import fix_sizes
 from engine.ops.operator import Operator, find
 from engine.plan.structure import HostStep, Program
 
@@ -34,6 +36,15 @@ class HostCall:
         self.reference = step.function == "reference"
         self.bodies = [Body(body, weights) for body in step.bodies]
         self.count = len(step.outputs)
+
+    def at(self, sizes: Mapping[str, int]) -> HostCall:
+        """The call with the operator's own symbolic sizes as numbers; itself without such."""
+        fixed = fix_sizes(self.operator, sizes)
+        if fixed is self.operator:
+            return self
+        call = copy.copy(self)
+        call.operator = fixed
+        return call
 
     def __call__(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
         """The outputs of the operator; KernelError names the step when it fails."""

@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from engine.ir.graph import Graph, Node, Value
-from engine.ir.sizes import Size, evaluate, substitute
+from engine.ir.sizes import evaluate
 from engine.ir.types import Array, DType, TensorType, Type
+from engine.ops.fixed_sizes import fix_sizes
 
 __all__ = ["isolate", "random_array"]
-
-
-def fix_sizes(value: Any, point: Mapping[str, int]) -> Any:
-    """The value with every symbolic size in it replaced by its number."""
-    if isinstance(value, Size):
-        return substitute(value, dict(point))
-    if isinstance(value, tuple):
-        return tuple(fix_sizes(item, point) for item in value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        changed = {
-            item.name: fix_sizes(getattr(value, item.name), point)
-            for item in dataclasses.fields(value)
-            if item.init
-        }
-        same = all(changed[name] is getattr(value, name) for name in changed)
-        return value if same else dataclasses.replace(value, **changed)
-    return value
 
 
 def _fixed_type(kind: Type, point: Mapping[str, int]) -> Type:
