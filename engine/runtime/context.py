@@ -29,6 +29,17 @@ __all__ = ["Context"]
 KEPT_SHAPES = 16
 
 
+def _empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Fresh memory; KernelError when there is not enough."""
+    try:
+        return np.empty(shape, dtype)
+    except MemoryError:
+        raise KernelError(
+            f"there is no memory for {dtype}{list(shape)}; "
+            "use smaller inputs or a machine with more memory"
+        ) from None
+
+
 class Context:
     """Runs an engine; one per thread or stream. Contexts of one engine run at the same time."""
 
@@ -145,13 +156,7 @@ class Context:
         needed = max(bound.arena.nbytes, self.engine.greatest_arena)
         if self._memory.nbytes >= needed:
             return
-        try:
-            raw = np.empty(needed + 256, np.uint8)
-        except MemoryError:
-            raise KernelError(
-                f"{needed} bytes of memory for intermediate results are not to be had; "
-                "use smaller inputs or a machine with more memory"
-            ) from None
+        raw = _empty((needed + 256,), np.dtype(np.uint8))
         start = -raw.ctypes.data % 256
         self._memory = raw[start : start + needed]
         for other in self._bound.values():
@@ -174,7 +179,7 @@ class Context:
             shape = tuple(evaluate(dim, bound.sizes) for dim in slot.type.dims)
             array = given.get(name)
             if array is None:
-                array = np.empty(shape, slot.type.dtype.numpy)
+                array = _empty(shape, np.dtype(slot.type.dtype.numpy))
             elif array.shape != shape or array.dtype != slot.type.dtype.numpy:
                 raise FeedError(
                     f"output {name!r} is {slot.type.dtype.value}{list(shape)}; the array given for "
