@@ -94,7 +94,7 @@ def _sizes(graph: Graph, feeds: Mapping[str, Any]) -> dict[str, int]:
     known: dict[str, int] = {}
     for value in graph.inputs:
         if isinstance(value.type, TensorType) and value.type.shape is not None:
-            for dim, size in zip(value.type.shape, np.shape(feeds.get(value.name))):
+            for dim, size in zip(value.type.shape, np.shape(feeds.get(value.name, ()))):
                 if isinstance(dim, Size) and symbols(dim) == {str(dim)}:
                     known[str(dim)] = size
     return known
