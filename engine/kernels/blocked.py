@@ -138,25 +138,33 @@ def product_cost(row_count: int, column_count: int, shape: tuple[int, int], isa:
 
 
 _SHAPES = {
-    "avx512": ((12, 32), (14, 32), (6, 64), (8, 48), (8, 32), (4, 64), (14, 16), (2, 64), (1, 64)),
-    "avx2": ((6, 16), (5, 16), (4, 16), (2, 32), (1, 64)),
-    "neon": ((6, 16), (5, 16), (4, 16), (3, 32), (1, 64)),
+    "avx512": ((14, 32), (6, 64), (4, 64), (1, 64)),
+    "avx2": ((6, 16), (4, 16), (2, 32), (1, 64)),
+    "neon": ((6, 16), (4, 16), (3, 32), (1, 64)),
     "generic": ((3, 16), (2, 16), (1, 32)),
 }
+#: Shapes whose costs differ by less than this share are equals: then the one that most layers use
+#: goes first, because it is compiled already.
+_EQUAL_SHARE = 0.04
 
 
 def ranked_shapes(row_count: int, column_count: int, isa: Isa) -> list[tuple[int, int]]:
-    """Register tiles (rows, columns) for a product of this size, the least wasteful first."""
-    return sorted(
-        _SHAPES[isa.name], key=lambda shape: product_cost(row_count, column_count, shape, isa)
-    )
+    """Register tiles (rows, columns) for a product of this size, the least wasteful first.
+
+    Among those about equal, the order of the table holds.
+    """
+    shapes = _SHAPES[isa.name]
+    costs = {shape: product_cost(row_count, column_count, shape, isa) for shape in shapes}
+    equal = max(1.0, _EQUAL_SHARE * min(costs.values()))
+    return sorted(shapes, key=lambda shape: (costs[shape] - min(costs.values())) // equal)
 
 
 def balanced_split(
     row_count: int, column_count: int, shape: tuple[int, int], *, most: tuple[int, int], items: int
 ) -> Split:
     """Register tiles per block: at most ``most``, equal blocks, ``items`` of them if possible."""
-    tiles = [-(-row_count // shape[0]), -(-column_count // shape[1])]
+    # At least one: a layer may be tuned for a size of which it has no rows.
+    tiles = [max(1, -(-row_count // shape[0])), max(1, -(-column_count // shape[1]))]
     blocks = [-(-count // limit) for count, limit in zip(tiles, most, strict=True)]
     while blocks[0] * blocks[1] < items:
         sizes = [-(-count // parts) for count, parts in zip(tiles, blocks, strict=True)]
@@ -175,7 +183,7 @@ def _line(floats: int) -> int:
 
 
 def _row_variants(rows: int) -> list[int]:
-    return sorted({rows, -(-rows // 2), -(-rows // 4), 1})
+    return sorted({rows, -(-rows // 2), -(-rows // 8)})
 
 
 def _print_tile(name: str, rows: int, vectors: int, tile: Tile, isa: Isa) -> str:

@@ -231,7 +231,7 @@ def candidates(
 
     ``pixels`` over all images, ``outputs`` per group, ``depth`` = filter taps x inputs per group.
     """
-    shapes = ranked_shapes(pixels, outputs, isa or detect())[:4]
+    shapes = ranked_shapes(pixels, outputs, isa or detect())[:2]
     found = []
     for shape in shapes:
         most = (min(64, 112 // shape[0]), 8)

@@ -213,10 +213,10 @@ def candidates(
     isa = isa or detect()
     if m <= 4:
         depth = 2048 if isa.name == "avx512" else 1024
-        shapes = [(m, columns) for columns in (64, 32, 16)]
+        shapes = [(m, columns) for columns in (64, 32)]
         return [(Gemm(Tile(*s, depth), epilogue, packed), Split(1, 2)) for s in shapes]
     found = []
-    for shape in ranked_shapes(m, n, isa)[:4]:
+    for shape in ranked_shapes(m, n, isa)[:2]:
         most = (min(64, 224 // shape[0]), 4)
         split = balanced_split(m, n, shape, most=most, items=8)
         found.append((Gemm(Tile(*shape, 256), epilogue, packed), split))

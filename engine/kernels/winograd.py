@@ -260,14 +260,13 @@ def candidates(
     isa: Isa | None = None,
 ) -> list[tuple[Winograd, Split]]:
     """Kernels and splits worth measuring for so many tiles of an image, the likeliest first."""
-    depth = next((size for size in (32, 64, 128) if inputs <= size), 256)
     found: list[tuple[Winograd, Split]] = []
-    for shape in ranked_shapes(tiles, outputs, isa or detect())[:3]:
+    for shape in ranked_shapes(tiles, outputs, isa or detect())[:2]:
         for nbytes in (1 << 19, 3 << 20):
             bytes_per_row = 4 * (outputs_per_side + 2) ** 2 * (inputs + 16)
             most = (max(1, min(nbytes // (bytes_per_row * shape[0]), 16)), 8)
             split = balanced_split(tiles, outputs, shape, most=most, items=4)
-            kernel = Winograd(Tile(*shape, depth), outputs_per_side, epilogue)
+            kernel = Winograd(Tile(*shape, 256), outputs_per_side, epilogue)
             if (kernel, split) not in found:
                 found.append((kernel, split))
     return found
