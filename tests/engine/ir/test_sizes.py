@@ -163,10 +163,10 @@ def test_products_of_sums_cannot_grow_without_limit() -> None:
     text: Any = 1
     for first, second in zip(names[::2], names[1::2]):
         text = ["*", text, ["+", first, second]]
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ValueError, match="too"):
         dim_from_json(text, frozenset(names))
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 @settings(max_examples=50)

@@ -208,7 +208,7 @@ def read_or_refused(seed: int) -> bool:
     given = mutated(seed)
     if is_old(given):
         return False
-    started = time.perf_counter()
+    started = time.process_time()
     refusal = None
     try:
         graph = optimise(read(given), checked=True)
@@ -218,7 +218,7 @@ def read_or_refused(seed: int) -> bool:
     except Exception as error:
         raise AssertionError(f"mutation {seed} gave {type(error).__name__}: {error}") from error
     assert refusal is None or refusal.strip(), f"mutation {seed} was refused without a word"
-    assert time.perf_counter() - started < SECONDS, f"mutation {seed} took too long"
+    assert time.process_time() - started < SECONDS, f"mutation {seed} took too long"
     return refusal is None
 
 

@@ -90,10 +90,10 @@ def test_functions_without_end_are_refused_at_once() -> None:
         for index in range(40)
     )
     doubling += '\n<domain: "local", opset_import: ["" : 21]> f40 (v) => (r) { r = Neg(v) }'
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(InvalidModelError, match="nodes in all"):
         graph_of("(float[2] x) => (float[] y) { y = local.f0 (x) }", functions=doubling)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_bodies_within_bodies_see_everything_around_them() -> None:

@@ -94,9 +94,9 @@ def test_arenas_of_networks_are_close_to_the_least_possible(name: str) -> None:
         pytest.skip(f"{NETWORKS[name]} is not there")
     found = live_ranges(NETWORKS[name])
     assert len(found) > 20
-    started = time.perf_counter()
+    started = time.process_time()
     arena = plan_arena(found)
-    elapsed = time.perf_counter() - started
+    elapsed = time.process_time() - started
     check(found, arena)
     assert arena.nbytes <= 1.05 * arena.lower_bound
     assert elapsed < 1
@@ -106,8 +106,8 @@ def test_a_hard_case_is_planned_in_bounded_time() -> None:
     random = np.random.default_rng(0)
     rows = [(int(n), int(f), int(m)) for n, f, m in random.integers(1, [10**6, 900, 60], (1000, 3))]
     found = [Request(i, n, f, f + m) for i, (n, f, m) in enumerate(rows)]
-    started = time.perf_counter()
+    started = time.process_time()
     arena = plan_arena(found)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
     check(found, arena)
     assert arena.nbytes <= 1.25 * arena.lower_bound

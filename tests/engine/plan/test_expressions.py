@@ -70,10 +70,10 @@ def test_hostile_expressions_are_read_or_refused_at_once(
     operator: str, build: Any, count: int
 ) -> None:
     written = build(operator, count)
-    started = time.perf_counter()
+    started = time.process_time()
     with contextlib.suppress(PlanCorruptError):
         read_dim(written, "here", KNOWN)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize(
