@@ -222,8 +222,14 @@ def test_the_five_minutes_of_the_readme_work_as_typed(tmp_path: Path) -> None:
     for name in ("ENGINEFARM_HOME", "ENGINEFARM_CACHE"):
         environment.pop(name, None)
     script = shell.replace("source .venv/bin/activate", "enginefarm demo")
+    (tmp_path / "shufflenet").mkdir()
     for command in (["bash", "-euo", "pipefail", "-c", script], [sys.executable, "-c", python]):
         done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+            command,
+            cwd=tmp_path / "shufflenet",
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
