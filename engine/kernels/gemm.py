@@ -213,7 +213,7 @@ def candidates(
     isa = isa or detect()
     if m <= 4:
         depth = 2048 if isa.name == "avx512" else 1024
-        shapes = [(m, columns) for columns in (64, 32)]
+        shapes = [(max(m, 1), columns) for columns in (64, 32)]
         return [(Gemm(Tile(*s, depth), epilogue, packed), Split(1, 2)) for s in shapes]
     found = []
     for shape in ranked_shapes(m, n, isa)[:2]:

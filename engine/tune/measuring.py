@@ -76,6 +76,8 @@ def prepare_engines(graph: Graph, offered: Sequence[Candidate]) -> list[Rival]:
             rival.context = engine.create_context()
         except (EngineError, ValueError) as error:
             rival.reason = str(error)
+        except KeyError as error:
+            rival.reason = f"the size {error} has no value at this point"
         rivals.append(rival)
     return rivals
 
