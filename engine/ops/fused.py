@@ -136,7 +136,10 @@ class FusedConv(Operator):
                     sums += tap * w[:, 0, r, s]
                     continue
                 for g in range(self.group):
-                    part = tap[..., g * inputs : (g + 1) * inputs]
+                    part = tap[..., g * inputs : (g + 1) * inputs].reshape(-1, inputs)
                     filters = w[g * per_group : (g + 1) * per_group, :, r, s]
-                    sums[..., g * per_group : (g + 1) * per_group] += part @ filters.T
+                    # One large product of contiguous matrices: many small ones miss BLAS.
+                    products = part @ np.ascontiguousarray(filters.T)
+                    group = sums[..., g * per_group : (g + 1) * per_group]
+                    group += products.reshape(group.shape)
         return sums
