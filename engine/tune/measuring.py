@@ -23,8 +23,10 @@ from engine.tune.isolation import isolate, random_array
 __all__ = ["Measurement", "measure", "prepare_engines"]
 
 SAMPLES = 20
-#: A candidate slower than this many times the best so far is dropped after a few samples.
-HOPELESS = 3.0
+#: Samples of a candidate that has lost all its rivals.
+ENOUGH = 4
+#: After so many samples a candidate slower than so many times the best so far is dropped.
+HOPELESS = {2: 8.0, 5: 2.0, 10: 1.25}
 #: Largest error of a candidate, in units of the spread of the expected output.
 TOLERANCE = 2e-3
 
@@ -174,13 +176,13 @@ def _time(rival: Rival, feeds: Mapping[str, Array]) -> int:
 
 
 def _race(racing: list[Rival], feeds: Mapping[str, Array], samples: int) -> None:
-    """Interleaved turns; candidates without hope leave after four samples."""
-    for turn in range(samples):
+    """Interleaved turns; candidates without hope leave early."""
+    for turn in range(1, samples + 1):
         for rival in racing:
             assert rival.samples is not None
             rival.samples.append(_time(rival, feeds))
-        if turn == 3:
+        if turn in HOPELESS:
             best = min(min(rival.samples or [0]) for rival in racing)
-            racing = [r for r in racing if min(r.samples or [0]) <= HOPELESS * best]
-            if len(racing) == 1:
-                return
+            racing = [r for r in racing if min(r.samples or [0]) <= HOPELESS[turn] * best]
+        if len(racing) == 1 and turn >= ENOUGH:
+            return
