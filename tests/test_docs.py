@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from engine.ops import known
 from engine.ops.exclusions import EXCLUSIONS
 from scripts import operators, readme_tables
 from workers.cli import VERBS, command_line
+from workers.exit_codes import exit_code_of
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "benchmarks/README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -95,6 +97,18 @@ def shell_parts(page: Path) -> str:
     text = page.read_text(encoding="utf-8")
     blocks = [body for language, _, body in FENCE.findall(text) if language == "sh"]
     return "\n".join([*blocks, *re.findall(r"`([^`\n]+)`", FENCE.sub("", text))])
+
+
+@pytest.mark.parametrize("room", ["engine", "storage", "scheduler"])
+def test_every_error_is_listed_with_its_exit_code(room: str) -> None:
+    module = importlib.import_module(f"{room}.errors")
+    text = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| `(\w+)` \|.*\| (\d*) ?\|$", text, re.MULTILINE))
+    classes = [c for c in vars(module).values() if isinstance(c, type)]
+    assert len(classes) > 4
+    for error in classes:
+        code = exit_code_of(error.__new__(error)).value
+        assert listed.get(error.__name__) == ("" if error.__name__ == "EngineError" else str(code))
 
 
 def suite_apart(page: str) -> str:
