@@ -17,6 +17,7 @@ from engine.building import CODEGEN, BuildOptions, assemble_plan, optimise, read
 from engine.errors import KernelError
 from engine.ir.graph import Graph
 from engine.ir.text import graph_text
+from engine.ir.types import Array
 from engine.profile import parse_shapes
 from engine.target import describe
 from engine.tune.records import TimingRecord
@@ -71,19 +72,24 @@ def read_options(options: Mapping[str, Any]) -> BuildOptions:
 
 
 def graph_digest(graph: Graph) -> str:
-    """The digest of a graph and its constants; equal for a model exported twice."""
+    """The digest of a graph, its bodies and their constants; equal for a model exported twice."""
     digest = hashlib.sha256(graph_text(graph).encode())
-    for value in graph.constants():
-        array = value.constant
-        if array is None:
-            continue
-        if array.dtype == object:
-            digest.update(json.dumps(array.reshape(-1).tolist()).encode())
-        else:
-            flat = array.reshape(-1).view("u1") if array.size else array.reshape(-1)
-            for start in range(0, flat.nbytes, 1 << 26):
-                digest.update(flat[start : start + (1 << 26)].tobytes())
+    for owner in [graph, *(body for _, node in graph.walk() for body in node.bodies)]:
+        for node in owner.nodes:  # the text shortens long attributes
+            digest.update(json.dumps(node.op.attributes(), sort_keys=True, default=str).encode())
+        for value in owner.constants():
+            if value.constant is not None:
+                _digest_array(digest, value.constant)
     return digest.hexdigest()
+
+
+def _digest_array(digest: hashlib._Hash, array: Array) -> None:
+    if array.dtype == object:
+        digest.update(json.dumps(array.reshape(-1).tolist()).encode())
+        return
+    flat = array.reshape(-1).view("u1") if array.size else array.reshape(-1)
+    for start in range(0, flat.nbytes, 1 << 26):
+        digest.update(flat[start : start + (1 << 26)].tobytes())
 
 
 _LATEST: list[tuple[tuple[Any, ...], Graph]] = []

@@ -39,15 +39,21 @@ def choose(
     table: dict[tuple[str, str, str], TimingRecord] = {}
     for record in records:
         known = table.get(record.key)
-        if known is None or (record.samples, -record.time_ns) > (known.samples, -known.time_ns):
+        if known is None or _weight(record) > _weight(known):
             table[record.key] = record
     point = usual_point(symbols)
     choices = {}
     for node in graph.nodes:
         offered, _ = candidates(node, options.tactics, point)
-        if offered:
-            choices[node.name] = _best(node, offered, table, point, options.lockfile or {})
+        best = _best(node, offered, table, point, options.lockfile or {})
+        if best is not None:
+            choices[node.name] = best
     return choices
+
+
+def _weight(record: TimingRecord) -> tuple[bool, int, float, float]:
+    """Which of two records of one candidate counts, in whatever order they come."""
+    return record.status == "ok", record.samples, -record.time_ns, -record.spread
 
 
 def _best(
@@ -56,17 +62,22 @@ def _best(
     table: Mapping[tuple[str, str, str], TimingRecord],
     point: Mapping[str, int],
     lockfile: Mapping[str, Any],
-) -> tuple[Candidate, int]:
+) -> tuple[Candidate, int] | None:
+    """The best candidate, None when there is none that is not known to fail."""
     signature, _ = layer_signature(node, point)
     measured: list[tuple[Candidate, TimingRecord]] = []
+    untried: list[Candidate] = []
     for candidate in offered:
         key = signature, candidate.tactic, json.dumps(dict(candidate.choice), sort_keys=True)
         record = table.get(key)
-        if record is not None and record.status == "ok":
+        if record is None:
+            untried.append(candidate)
+        elif record.status == "ok":
             measured.append((candidate, record))
     locked = lockfile.get(signature)
     if not measured:
-        return next((c for c in offered if _is_locked(c, locked)), offered[0]), 0
+        chosen = next((c for c in untried if _is_locked(c, locked)), next(iter(untried), None))
+        return None if chosen is None else (chosen, 0)
     fastest = min(record.time_ns for _, record in measured)
     tied = [
         (candidate, int(record.time_ns))
