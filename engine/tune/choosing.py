@@ -45,6 +45,8 @@ def choose(
     choices = {}
     for node in graph.nodes:
         offered, _ = candidates(node, options.tactics, point)
+        if not offered:
+            continue
         best = _best(node, offered, table, point, options.lockfile or {})
         if best is not None:
             choices[node.name] = best
