@@ -67,7 +67,6 @@ class Idea:
     name: str
     network: str
     off: Callable[[], AbstractContextManager[Any]] = nullcontext
-    level: int = 2
     level: int = 3
     threads: int = THREADS  # 0 for NumPy
 

@@ -71,8 +71,7 @@ def schemas() -> dict[Key, list[int]]:
 def variants(case: Any) -> Iterator[onnx.ModelProto]:
     """A case's model as it is, and as models use the operator: with constants, and one output."""
     yield case.model
-    usual = onnx.ModelProto()
-    usual.CopyFrom(case.model)
+    usual = onnx.load_from_string(case.model.SerializeToString())
     graph = usual.graph
     given = case.data_sets[0][0] if case.data_sets else []
     for value, array in list(zip(graph.input, given))[:0:-1]:
@@ -110,10 +109,9 @@ def try_out() -> dict[Key, Tried]:
     """Every single-node case of the backend suite, by operator."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        cases = [case for case in load_node_model_tests() if case.model is not None]
         tried: dict[Key, Tried] = defaultdict(Tried)
-        for case in sorted(cases, key=lambda item: item.name):
-            if len(case.model.graph.node) != 1:
+        for case in sorted(load_node_model_tests(), key=lambda item: item.name):
+            if case.model is None or len(case.model.graph.node) != 1:
                 continue
             node = case.model.graph.node[0]
             row = tried[node.domain if node.domain != "ai.onnx" else "", node.op_type]
