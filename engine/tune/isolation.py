@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -13,6 +14,9 @@ from engine.ir.types import Array, DType, TensorType, Type
 from engine.ops.fixed_sizes import fix_sizes
 
 __all__ = ["isolate", "random_array"]
+
+#: Random numbers are drawn so often at most; larger tensors repeat them.
+_DISTINCT = (1 << 20) + 7
 
 
 def _fixed_type(kind: Type, point: Mapping[str, int]) -> Type:
@@ -28,8 +32,9 @@ def random_array(kind: TensorType, seed: int) -> Array:
     if kind.dtype is DType.STRING:
         return np.full(shape, "a", object)
     if kind.dtype.is_float or kind.dtype.is_complex:
-        data = generator.standard_normal(shape, np.float32) * np.float32(0.5)
-        return data.astype(kind.dtype.numpy)
+        data = generator.standard_normal(min(math.prod(shape), _DISTINCT), np.float32)
+        data *= np.float32(0.5)
+        return np.resize(data, shape).astype(kind.dtype.numpy, copy=False)
     return generator.integers(0, 2, shape).astype(kind.dtype.numpy)
 
 
@@ -76,5 +81,5 @@ def _copy(graph: Graph, value: Value, index: int, point: Mapping[str, int], seed
 def _scaled(array: Array) -> Array:
     """Weights small enough that sums stay near one."""
     fan = max(1, array.size // max(array.shape[-1], array.shape[0], 1))
-    scaled: Array = (array.astype(np.float32) / np.sqrt(np.float32(fan))).astype(array.dtype)
-    return scaled
+    scaled: Array = array.astype(np.float32, copy=False) * (1 / np.sqrt(np.float32(fan)))
+    return scaled.astype(array.dtype, copy=False)
