@@ -58,13 +58,13 @@ def _axis(name: str, index: int, axis: AxisSpec, ranges: dict[str, tuple[int, in
         if not 0 <= axis < _LARGEST:
             raise OptionError(f"{where}: {axis} is no size")
         return axis
-    text = str(axis).strip()
+    text = "" if isinstance(axis, bool) else str(axis).strip()
     label, _, span = text.rpartition("=") if "=" in text else ("", "", text)
     if not label and _NAME.fullmatch(text):
         return symbol(text)
     found = _RANGE.fullmatch(span)
-    if found is None or (label and not _NAME.fullmatch(label)):
-        raise OptionError(f"{where}: found {text!r}, expected 8, batch or batch=1..8..32")
+    if found is None or ("=" in text and not _NAME.fullmatch(label)):
+        raise OptionError(f"{where}: found {axis!r}, expected 8, batch or batch=1..8..32")
     numbers = [int(item) for item in found.groups() if item is not None]
     if len(numbers) == 1:
         return numbers[0]

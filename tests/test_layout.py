@@ -128,7 +128,8 @@ def is_tested(extension: str) -> bool:
     module = extension.removesuffix(".py").replace("/", ".")
     package, stem = module.rsplit(".", 1)
     imports = re.compile(
-        rf"\b{re.escape(module)}\b|from {re.escape(package)} import [^\n]*\b{stem}\b"
+        rf"\b{re.escape(module)}\b"
+        rf"|from {re.escape(package)} import (?:\([^)]*|[^\n]*)\b{stem}\b"
     )
     return any(
         Path(test).stem == f"test_{stem}" or imports.search(text) or extension in text
