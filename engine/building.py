@@ -42,7 +42,9 @@ class BuildOptions:
             raise OptionError(f"level is {self.level}, expected 0 (no tuning) to 5 (exhaustive)")
         unknown = sorted(set(self.tactics) - set(SOURCES))
         if unknown:
-            raise OptionError(f"there is no tactic source {unknown[0]!r}; there are {SOURCES}")
+            raise OptionError(
+                f"there is no tactic source {unknown[0]!r}; there are {', '.join(SOURCES)}"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """The options in the form that enters a build key."""

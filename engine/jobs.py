@@ -52,9 +52,10 @@ def target(name: str = "cpu") -> dict[str, Any]:
 
 def toolchain(name: str = "cpu") -> dict[str, Any]:
     """What else a plan's bytes depend on."""
+    from engine.plugins import load_plugins
     from engine.tune.tuning import toolchain_digest
 
-    return {"codegen": CODEGEN, "kernels": toolchain_digest()}
+    return {"codegen": CODEGEN, "kernels": toolchain_digest(), "plugins": list(load_plugins())}
 
 
 def read_options(options: Mapping[str, Any]) -> BuildOptions:

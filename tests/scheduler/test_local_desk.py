@@ -135,7 +135,7 @@ def test_another_export_of_the_same_graph_is_found_after_preparing(parts: Parts)
     assert engine.key != key
 
 
-@pytest.mark.parametrize("changes", [{"level": 5}, {"precision": "fp16"}])
+@pytest.mark.parametrize("changes", [{"level": 5}, {"reference": False}])
 def test_the_same_graph_under_other_options_is_built(
     parts: Parts, changes: dict[str, object]
 ) -> None:
