@@ -109,7 +109,6 @@ def _turn_other(graph: Graph, node: Node, value: Value, perm: Perm, output: Valu
 
 
 def _through_concat(graph: Graph, node: Node) -> bool:
-    output = node.outputs[0]
     found = [_turned(value) for value in node.inputs]
     perms = {item[1] for item in found if item is not None}
     if not found or any(item is None for item in found) or len(perms) != 1:
