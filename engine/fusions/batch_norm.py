@@ -24,6 +24,8 @@ def batch_norm(graph: Graph, node: Node) -> Match | Refused | None:
     found = scale_and_shift(node)
     if found is None:
         return Refused("the statistics are not constant")
+    if source.tensor.shape[1:2] != found[0].shape:
+        return Refused("its channels are not known")
     shape = (-1, *(1,) * (len(source.tensor.shape) - 2))
     kind = source.tensor.dtype.numpy
     scale, shift = (

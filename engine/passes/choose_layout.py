@@ -81,6 +81,9 @@ def _conv(graph: Graph, node: Node, x: Value) -> tuple[Operator, list[Value]] | 
     if w is None or w.tensor.shape is None or not all(isinstance(d, int) for d in w.tensor.shape):
         return None
     op = node.op
+    if x.tensor.dims[1] != w.tensor.shape[1] * getattr(op, "group", 1):
+        graph.decide("convolution in NHWC", node.sources, False, "its channels are not known")
+        return None
     kernel = [int(d) for d in w.tensor.shape[2:]]  # type: ignore[arg-type]
     windows = Windows.of(
         kernel,

@@ -38,6 +38,8 @@ def _rewrite(graph: Graph, node: Node) -> bool:
         return False
     if output.tensor.dtype is DType.STRING:
         return False  # strings are Python's, not bytes in a buffer
+    if source.tensor.elements != output.tensor.elements:
+        return False  # whether the sizes fit is seen when it runs
     above = source.producer
     joined = above is not None and above.kind == "View"
     if node.kind == "View" and not joined:

@@ -276,6 +276,37 @@ def test_sizes_that_the_model_needs_equal_but_does_not_say_so(body: str, mode: s
         net({"x": np.ones((3, 4), np.float32), "z": np.ones((7, 5), np.float32)})
 
 
+@pytest.mark.parametrize("mode", ["wait", "never"])
+@pytest.mark.parametrize(
+    ("line", "good", "bad"),
+    [
+        ("y = Conv <pads = [1, 1, 1, 1]> (x, k)", (1, 3, 6, 6), [(1, 5, 6, 6), (1, 2, 6, 6)]),
+        ("y = Conv <group = 4, pads = [1, 1, 1, 1]> (x, d)", (1, 4, 6, 6), [(1, 8, 6, 6)]),
+        ("r = Relu (x) y = Reshape (r, s)", (4, 3, 1, 1), [(2, 7, 1, 1), (1, 5, 1, 1)]),
+        ("r = Relu (x) y = Squeeze (r, one)", (4, 1, 1, 1), [(2, 7, 1, 1)]),
+        ("y = BatchNormalization (x, g, g, g, g)", (1, 3, 6, 6), [(1, 5, 6, 6), (1, 1, 6, 6)]),
+        ("y = GroupNormalization <num_groups = 3> (x, g, g)", (1, 3, 2, 2), [(1, 4, 2, 2)]),
+    ],
+)
+def test_a_size_that_weights_settle_is_checked_when_it_runs(
+    line: str, good: tuple[int, ...], bad: list[tuple[int, ...]], mode: str
+) -> None:
+    body = f"(float[N, C, H, W] x) => (float[] y) {{ {line} }}"
+    weights = {
+        "k": RNG.standard_normal((4, 3, 3, 3)).astype(np.float32),
+        "d": RNG.standard_normal((4, 1, 3, 3)).astype(np.float32),
+        "g": np.ones(3, np.float32),
+        "s": np.array([2, 6], np.int64),
+        "one": np.array([1], np.int64),
+    }
+    net = built(model(body, weights=weights), compile=mode)
+    fits = {"x": RNG.standard_normal(good).astype(np.float32)}
+    assert_close(net(fits), interpret(graph_of(body, weights=weights), fits))
+    for shape in bad:
+        with pytest.raises(KernelError, match="layer '"):
+            net({"x": np.ones(shape, np.float32)})
+
+
 def test_sizes_with_different_names_may_broadcast_when_they_run() -> None:
     body = "(float[N, 4] x, float[M, 4] z) => (float[] y) { y = Add (x, z) }"
     for n, m in ((3, 3), (1, 3), (3, 1)):
