@@ -207,13 +207,14 @@ def _print_tile(name: str, rows: int, vectors: int, tile: Tile, isa: Isa) -> str
     )
     return f"""
 static void {name}_{rows}x{vectors}(const float *restrict a, const float *restrict b, int64_t depth,
-                                    float *restrict c, int first) {{
+                                    float *restrict c, int first, const float *next,
+                                    int64_t step) {{
   const vector zero = {{0}};
   vector {declare};
   if (first) {{ {clear} }}
   else {{ {resume} }}
-  for (int64_t k = 0; k < depth; ++k, ++a, b += {tile.columns}) {{
-    {loads} {ask}
+  for (int64_t k = 0; k < depth; ++k, ++a, b += {tile.columns}, next += step) {{
+    {loads} {ask} __builtin_prefetch(next, 0, 2);
 {body}
   }}
   {keep}
@@ -230,7 +231,7 @@ def _print_tiles(name: str, tile: Tile, isa: Isa) -> str:
         choice.append(f"  if (columns <= {vectors * width}) {{")
         for rows in _row_variants(tile.rows):
             parts.append(_print_tile(name, rows, vectors, tile, isa))
-            call = f"{name}_{rows}x{vectors}(a, b, depth, c, first)"
+            call = f"{name}_{rows}x{vectors}(a, b, depth, c, first, next, step)"
             choice.append(f"    if (rows <= {rows}) {{ {call}; return; }}")
         choice.append("  }")
     chosen = "\n".join(choice)
@@ -238,7 +239,7 @@ def _print_tiles(name: str, tile: Tile, isa: Isa) -> str:
         "\n".join(parts)
         + f"""
 static void {name}_tile(int64_t rows, int64_t columns, const float *a, const float *b,
-                        int64_t depth, float *c, int first) {{
+                        int64_t depth, float *c, int first, const float *next, int64_t step) {{
 {chosen}
 }}"""
     )
@@ -277,9 +278,9 @@ def _print_store(name: str, tile: Tile, epilogue: Epilogue) -> str:
 def print_blocked(name: str, tile: Tile, epilogue: Epilogue, isa: Isa) -> str:
     """Types, register tiles, store, and NAME_block, which sums one slice of one work item.
 
-    NAME_block(a, b, panel stride, rows, columns, depth, sums, sum rows, first, last, target): sums
-    lie in panels of ``sum rows``; 0 says that the slice is the whole depth, so that all register
-    tiles may share one place for sums.
+    NAME_block(a, b, panel stride, rows, columns, depth, sums, sum rows, first, last, after,
+    target): sums lie in panels of ``sum rows``; 0 says that the slice is the whole depth, so that
+    all register tiles may share one place for sums. ``after`` is the panel that follows.
     """
     rows, columns = tile.rows, tile.columns
     return f"""#include <stdint.h>
@@ -297,13 +298,17 @@ typedef float unaligned_vector
 {_print_store(name, tile, epilogue)}
 static void {name}_block(const float *a, const float *b, int64_t panel_stride, int64_t rows,
                          int64_t columns, int64_t depth, float *sums, int64_t sum_rows,
-                         int first, int last, const {name}_target *o) {{
+                         int first, int last, const float *after, const {name}_target *o) {{
+  // While the tiles of one panel are summed, the next panel is asked for, a part by each tile.
+  const int64_t tiles = (rows + {rows - 1}) / {rows};
+  const int64_t step = LEAST(16, ({columns} + tiles - 1) / tiles);
   for (int64_t column = 0; column < columns; column += {columns}, b += panel_stride) {{
     const int64_t n = LEAST({columns}, columns - column);
-    for (int64_t row = 0; row < rows; row += {rows}) {{
+    const float *next = column + {columns} < columns ? b + panel_stride : after;
+    for (int64_t row = 0; row < rows; row += {rows}, next += step * depth) {{
       const int64_t m = LEAST({rows}, rows - row);
       float *c = sum_rows ? sums + column * sum_rows + row * {columns} : sums;
-      {name}_tile(m, n, a + row * {tile.pitch}, b, depth, c, first);
+      {name}_tile(m, n, a + row * {tile.pitch}, b, depth, c, first, next, step);
       if (last) {name}_store(c, m, n, o, row, column);
     }}
   }}

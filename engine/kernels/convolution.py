@@ -374,9 +374,10 @@ void @NAME@(void *const *pointer, const int64_t *size, int64_t begin, int64_t en
       const int64_t depth = LEAST(@DEPTH@, k - at);
       if (!whole || !kept)
         @NAME@_gather(size, x + g * inputs * x_channel, places, rows, at, depth, packed);
-      @NAME@_block(packed, filters + g * group_size + column * k + at * @COLUMNS@, k * @COLUMNS@,
-                   rows, columns, depth, sums, whole ? 0 : block_rows, at == 0, at + depth >= k,
-                   &target);
+      const float *panel = filters + g * group_size + column * k + at * @COLUMNS@;
+      @NAME@_block(packed, panel, k * @COLUMNS@, rows, columns, depth, sums,
+                   whole ? 0 : block_rows, at == 0, at + depth >= k,
+                   at + depth < k ? panel + depth * @COLUMNS@ : panel, &target);
       at += depth;
     } while (at < k);
     packed_group = g;

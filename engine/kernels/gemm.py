@@ -218,7 +218,7 @@ def candidates(
     found = []
     for shape in ranked_shapes(m, n, isa)[:2]:
         most = (min(64, 224 // shape[0]), 4)
-        split = balanced_split(m, n, shape, most=most, items=8)
+        split = balanced_split(m, n, shape, most=most, items=6)
         found.append((Gemm(Tile(*shape, 256), epilogue, packed), split))
     if k * n * 4 > 1 << 20:  # weights beyond the inner caches: keep a block of them
         kernel, split = found[0]
@@ -305,7 +305,8 @@ void @NAME@(void *const *pointer, const int64_t *size, int64_t begin, int64_t en
       packed_q = p * inner + q;
       packed_row = row;
       @NAME@_block(packed_rows, panel, panel_stride, rows, columns, depth, sums,
-                   whole ? 0 : block_rows, at == 0, at + depth >= k, &target);
+                   whole ? 0 : block_rows, at == 0, at + depth >= k,
+                   at + depth < k ? panel + depth * @COLUMNS@ : panel, &target);
       at += depth;
     } while (at < k);
   }

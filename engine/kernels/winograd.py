@@ -412,8 +412,10 @@ void @NAME@(void *const *pointer, const int64_t *size, int64_t begin, int64_t en
       do {
         const int64_t depth = LEAST(@DEPTH@, inputs - at);
         const float *a = transformed + point * stride + at / @DEPTH@ * slice;
-        @NAME@_block(a, points + point * point_size + at * @COLUMNS@, inputs * @COLUMNS@, rows,
-                     columns, depth, sums + point * sum_stride, block_rows, at == 0, 0, &target);
+        const float *b = points + point * point_size + at * @COLUMNS@;
+        const float *after = b + (at + depth < inputs ? depth * @COLUMNS@ : point_size - at);
+        @NAME@_block(a, b, inputs * @COLUMNS@, rows, columns, depth, sums + point * sum_stride,
+                     block_rows, at == 0, 0, after, &target);
         at += depth;
       } while (at < inputs);
     }
