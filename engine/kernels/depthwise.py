@@ -20,7 +20,7 @@ _PIXEL = r"""
       if (r0 == 0 && r1 == KERNEL_HEIGHT && t0 == 0 && t1 == KERNEL_WIDTH) {
 @QUICK@
       } else {
-        for (; c + W <= count; c += W) {
+        EF_VECTORS(c, count) {
           vector sum = {};
           for (int64_t r = r0; r < r1; ++r)
             for (int64_t t = t0; t < t1; ++t)
@@ -30,6 +30,7 @@ _PIXEL = r"""
           ef_store(to + c, sum);
         }
       }
+      if (count >= W) c = count;
       for (; c < count; ++c) {
         float sum = 0.0f;
         for (int64_t r = r0; r < r1; ++r)
@@ -130,7 +131,7 @@ class Depthwise(Kernel):
 
     def _quick(self) -> str:
         """All taps lie in the image: the loop over taps written out, several sums at once."""
-        lines = ["for (; c + W <= count; c += W) {", "vector s0 = {}, s1 = {};"]
+        lines = ["EF_VECTORS(c, count) {", "vector s0 = {}, s1 = {};"]
         number = 0
         for r in range(self.kernel_height):
             lines.append(f"{{ const float *row = corner + {r} * dilation_height * x_row + c;")

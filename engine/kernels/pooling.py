@@ -40,7 +40,7 @@ _PIXEL = r"""
       }"""
 
 _VECTORS = r"""
-      for (; c + W <= count; c += W) {
+      EF_VECTORS(c, count) {
         vector sum = @START@ - (vector){};
         for (int64_t r = r0; r < r1; ++r)
           for (int64_t t = t0; t < t1; ++t) {
@@ -49,7 +49,8 @@ _VECTORS = r"""
             sum = @VECTOR@;
           }
         ef_store(to + c, sum@TIMES@);
-      }"""
+      }
+      if (count >= W) c = count;"""
 
 # The window positions that count: those in the image, or in the padded image as well.
 _INSIDE = "      const float scale = 1.0f / (float)((r1 - r0) * (t1 - t0));"

@@ -26,7 +26,7 @@ __all__ = [
     "taps",
 ]
 
-#: Channels of a work item.
+#: Most channels of a work item; blocks are equal up to a multiple of 16.
 BLOCK = 64
 SIZES = (
     *("images", "height", "width", "channels", "kernel_height", "kernel_width"),
@@ -39,6 +39,9 @@ _HEAD = r"""
 typedef float vector __attribute__((vector_size(@BYTES@), aligned(4), may_alias));
 typedef int32_t mask __attribute__((vector_size(@BYTES@), aligned(4), may_alias));
 EF_FUNCTION vector ef_load(const float *p) { return *(const vector *)p; }
+/* Vectors over a count: the last overlaps the one before, so that no single channel is left. */
+#define EF_VECTORS(c, count) \
+  for (int64_t v = 0; count >= W && v < count && (c = v + W > count ? count - W : v, 1); v += W)
 EF_FUNCTION void ef_store(float *p, vector v) { *(vector *)p = v; }
 EF_FUNCTION vector ef_greater(vector a, vector b) {
   mask m = (mask)(a > b) | (mask)(a != a);
@@ -52,9 +55,10 @@ void @NAME@(void *const *pointer, const int64_t *size, int64_t begin, int64_t en
 @SIZES@
   float *const sums = (float *)scratch;
   const int64_t blocks = (channels + BLOCK - 1) / BLOCK;
+  const int64_t block = blocks ? ((channels + blocks - 1) / blocks + 15) / 16 * 16 : BLOCK;
   for (int64_t item = begin; item < end; ++item) {
-    const int64_t first = item % blocks * BLOCK, line = item / blocks;
-    const int64_t count = channels - first < BLOCK ? channels - first : BLOCK;
+    const int64_t first = item % blocks * block, line = item / blocks;
+    const int64_t count = channels - first < block ? channels - first : block;
     const int64_t image = line / out_height, top = line % out_height * stride_height - pad_top;
     const float *x = (const float *)pointer[0] + image * x_image + first * x_channel;
     /* the rows of the window that lie in the image */
