@@ -25,6 +25,7 @@ class CDepthwise:
 
     name = "c.depthwise"
     kinds = ("FusedConv",)
+    specialised = True
 
     def offers(self, node: Node, point: Mapping[str, int]) -> Sequence[Candidate] | Refusal:
         """One candidate."""
