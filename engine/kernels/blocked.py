@@ -245,30 +245,32 @@ static void {name}_tile(int64_t rows, int64_t columns, const float *a, const flo
     )
 
 
-def _print_store(name: str, tile: Tile, epilogue: Epilogue) -> str:
+def _print_store(name: str, tile: Tile, epilogue: Epilogue, width: int) -> str:
     """The store of a register tile through the epilogue, and the struct that says where.
 
-    A tile cut by the last column goes through copies of full width, so that its loop is as wide.
+    Where the last column cuts a vector, its part goes through copies of a vector's width. Loops of
+    one vector are kept from being unrolled into scalars before they are vectorised.
     """
-    fields, loads, buffers, refills, names = [], [], [], [], ["c[j]"]
+    fields, loads, parts, names, part_names = [], [], [], ["c[j]"], ["c[whole + j]"]
     for position, kind in enumerate(epilogue.operands, 1):
         fields.append(f"  const float *e{position}; int64_t e{position}_row;")
         wide = kind not in ("scalar", "row")
         start = f"o->e{position} + (row + i) * o->e{position}_row" + (" + column" if wide else "")
         loads.append(f"    const float *e{position} = {start};")
         names.append(f"e{position}[j]" if wide else f"e{position}[0]")
+        part_names.append(f"w{position}[j]" if wide else f"e{position}[0]")
         if wide:
-            buffers.append(f"float w{position}[{tile.columns}] = {{0}};")
-            refills.append(
-                f"ef_copy(w{position}, e{position}, columns); e{position} = w{position};"
-            )
+            parts.append(f"float w{position}[{width}];")
+            parts.append(f"STORE(w{position}, ef_read(e{position} + whole, rest));")
     statements, value = print_epilogue(epilogue.expression, names)
+    part_statements, part_value = print_epilogue(epilogue.expression, part_names)
     marks = {
         "FIELDS": "\n".join(fields),
         "LOADS": "\n".join(loads),
-        "BUFFERS": " ".join(buffers),
-        "REFILLS": " ".join(refills),
+        "PARTS": " ".join(parts),
         "VALUE": f"{statements} out[j] = {value};",
+        "PART_VALUE": f"{part_statements} part[j] = {part_value};",
+        "WIDTH": width,
         "NAME": name,
         "COLUMNS": tile.columns,
     }
@@ -293,9 +295,10 @@ typedef float unaligned_vector
 #define LEAST(x, y) ((x) < (y) ? (x) : (y))
 #define LINE(floats) (((floats) + 15) / 16 * 16)
 {PRELUDE}
+{_PARTS.get(isa.name, _PLAIN_PARTS)}
 {fill_in(_COPY, {"WIDTH": isa.vector_floats})}
 {_print_tiles(name, tile, isa)}
-{_print_store(name, tile, epilogue)}
+{_print_store(name, tile, epilogue, isa.vector_floats)}
 static void {name}_block(const float *a, const float *b, int64_t panel_stride, int64_t rows,
                          int64_t columns, int64_t depth, float *sums, int64_t sum_rows,
                          int first, int last, const float *after, const {name}_target *o) {{
@@ -332,50 +335,72 @@ static void @NAME@_store(const float *c, int64_t rows, int64_t columns, const @N
     }
     return;
   }
-  float out[@COLUMNS@];
-  @BUFFERS@
+  const int64_t whole = columns / @WIDTH@ * @WIDTH@, rest = columns - whole;
   for (int64_t i = 0; i < rows; ++i, c += @COLUMNS@) {
+    float *out = o->out + (row + i) * o->out_row + column;
 @LOADS@
-    @REFILLS@
+    for (int64_t at = 0; at < whole; at += @WIDTH@) {
 #pragma GCC ivdep
-    for (int64_t j = 0; j < @COLUMNS@; ++j) { @VALUE@ }
-    ef_copy(o->out + (row + i) * o->out_row + column, out, columns);
+#pragma GCC unroll 1
+      for (int64_t j = at; j < at + @WIDTH@; ++j) { @VALUE@ }
+    }
+    if (rest) {
+      float part[@WIDTH@];
+      @PARTS@
+#pragma GCC ivdep
+#pragma GCC unroll 1
+      for (int64_t j = 0; j < @WIDTH@; ++j) { @PART_VALUE@ }
+      ef_write(out + whole, LOAD(part), rest);
+    }
   }
 }"""
 
-# Copies and clears a few floats with vectors that may overlap, never beyond the count.
+# Reads and writes the first floats of a vector, and nothing beyond them.
+_PARTS = {
+    "avx512": r"""
+static inline vector ef_read(const float *from, int64_t count) {
+  const vector zero = {0};
+  return (vector)__builtin_ia32_loadups512_mask(from, zero, (uint16_t)((1u << count) - 1));
+}
+static inline void ef_write(float *to, vector v, int64_t count) {
+  __builtin_ia32_storeups512_mask(to, v, (uint16_t)((1u << count) - 1));
+}
+""",
+    "avx2": r"""
+typedef int32_t ef_mask __attribute__((vector_size(32)));
+typedef int32_t ef_unaligned_mask __attribute__((vector_size(32), aligned(4), may_alias));
+static const int32_t ef_lanes[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+static inline vector ef_read(const float *from, int64_t count) {
+  const ef_mask m = *(const ef_unaligned_mask *)(ef_lanes + 8 - count);
+  return (vector)__builtin_ia32_maskloadps256((const vector *)from, m);
+}
+static inline void ef_write(float *to, vector v, int64_t count) {
+  const ef_mask m = *(const ef_unaligned_mask *)(ef_lanes + 8 - count);
+  __builtin_ia32_maskstoreps256((vector *)to, m, v);
+}
+""",
+}
+_PLAIN_PARTS = r"""
+static inline vector ef_read(const float *from, int64_t count) {
+  vector v = {0};
+  for (int64_t i = 0; i < count; ++i) v[i] = from[i];
+  return v;
+}
+static inline void ef_write(float *to, vector v, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) to[i] = v[i];
+}
+"""
+
 _COPY = r"""
-typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
-typedef float eight __attribute__((vector_size(32), aligned(4), may_alias));
 static inline __attribute__((always_inline)) void ef_copy(float *to, const float *from,
                                                           int64_t count) {
-  int64_t t = 0;
-  for (; t + @WIDTH@ <= count; t += @WIDTH@) STORE(to + t, LOAD(from + t));
-  if (t == count) return;
-  if (count >= @WIDTH@) STORE(to + count - @WIDTH@, LOAD(from + count - @WIDTH@));
-  else if (@WIDTH@ > 8 && count >= 8) {
-    const eight first = *(const eight *)from, last = *(const eight *)(from + count - 8);
-    *(eight *)to = first;
-    *(eight *)(to + count - 8) = last;
-  } else if (@WIDTH@ > 4 && count >= 4) {
-    four parts[3];
-    parts[0] = *(const four *)from;
-    parts[1] = *(const four *)(from + (count - 4) / 2);
-    parts[2] = *(const four *)(from + count - 4);
-    *(four *)to = parts[0];
-    *(four *)(to + (count - 4) / 2) = parts[1];
-    *(four *)(to + count - 4) = parts[2];
-  } else
-    for (; t < count; ++t) to[t] = from[t];
+  for (; count >= @WIDTH@; count -= @WIDTH@, to += @WIDTH@, from += @WIDTH@) STORE(to, LOAD(from));
+  if (count) ef_write(to, ef_read(from, count), count);
 }
 static inline void ef_clear(float *to, int64_t count) {
   const vector zero = {0};
-  int64_t t = 0;
-  for (; t + @WIDTH@ <= count; t += @WIDTH@) STORE(to + t, zero);
-  if (t == count) return;
-  if (count >= @WIDTH@) STORE(to + count - @WIDTH@, zero);
-  else
-    for (; t < count; ++t) to[t] = 0;
+  for (; count >= @WIDTH@; count -= @WIDTH@, to += @WIDTH@) STORE(to, zero);
+  if (count) ef_write(to, zero, count);
 }
 """
 

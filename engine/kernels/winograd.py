@@ -305,12 +305,6 @@ def ranked_candidates(
 
 
 _TRANSFORMS = r"""
-static inline vector @NAME@_read(const float *p, int64_t count) {
-  vector v = {0};
-  for (int64_t i = 0; i < count; ++i) v[i] = p[i];
-  return v;
-}
-
 static void @NAME@_transform(const float *const *from, int64_t channels, float *to,
                              int64_t stride, int64_t slice) {
   vector t[@T@][@T@];
@@ -322,7 +316,7 @@ static void @NAME@_transform(const float *const *from, int64_t channels, float *
     if ((at += @WIDTH@) == @DEPTH@) { to += slice - @DEPTH@; at = 0; }
   }
 #undef READ
-#define READ(p) @NAME@_read(p, channels - c)
+#define READ(p) ef_read(p, channels - c)
   if (c < channels) {
 @LOAD_TILE@
   }
