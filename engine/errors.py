@@ -14,6 +14,8 @@
     │   ├── PlanVersionError           a plan format that this version does not read
     │   └── TargetMismatchError        a plan for another device
     ├── KernelError                a kernel could not be compiled, or failed while it ran
+    ├── DeviceError                no GPU, a driver too old, a fault on the device
+    │   └── DeviceMemoryError          a device has too little memory; says how much was needed
     └── MissingExtraError          an optional package is needed; names the line that installs it
 
 A message says what was found, what was expected and what to do.
@@ -34,6 +36,8 @@ __all__ = [
     "PlanVersionError",
     "TargetMismatchError",
     "KernelError",
+    "DeviceError",
+    "DeviceMemoryError",
     "MissingExtraError",
 ]
 
@@ -84,6 +88,14 @@ class TargetMismatchError(PlanError):
 
 class KernelError(EngineError):
     """A kernel could not be compiled, or failed while it ran."""
+
+
+class DeviceError(EngineError):
+    """There is no such GPU, its driver is too old, or it reported a fault."""
+
+
+class DeviceMemoryError(DeviceError):
+    """A device has too little free memory; the message says how much was needed, and for what."""
 
 
 class MissingExtraError(EngineError, ImportError):

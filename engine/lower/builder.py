@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
+from engine.cuda.kernel import DeviceKernel
 from engine.ir.graph import Graph, Node, Value
 from engine.ir.sizes import Dim, symbols
 from engine.ir.types import (
@@ -20,6 +21,7 @@ from engine.ir.types import (
 )
 from engine.kernels.kernel import Kernel
 from engine.lower.placement import Placement
+from engine.plan.device import LaunchStep, LibraryStep, Operand, Parameter
 from engine.plan.operators import operator_to_json
 from engine.plan.recipes import RecipeStep
 from engine.plan.structure import HostStep, KernelStep, Layer, Program, Slot, Step, Symbol, Weight
@@ -75,8 +77,11 @@ class ProgramBuilder:
     packed: dict[str, PackedWeight] = field(default_factory=dict)
     #: Values that lie in slices of others, by identity.
     placed: Mapping[int, Placement] = field(default_factory=dict)
+    #: Kernels for a GPU in the order of their first launch; launches number them.
+    device_kernels: list[DeviceKernel] = field(default_factory=list)
     _slot_of: dict[int, int] = field(default_factory=dict)
     _kernel_of: dict[str, int] = field(default_factory=dict)
+    _device_kernel_of: dict[str, int] = field(default_factory=dict)
     _weight_of: dict[tuple[Any, ...], str] = field(default_factory=dict)
     _renamed: dict[str, Dim] = field(default_factory=dict)
 
@@ -187,6 +192,41 @@ class ProgramBuilder:
             index = self._kernel_of[key] = len(self.kernels)
             self.kernels.append(kernel)
         self.steps.append(KernelStep(index, tuple(operands), tuple(sizes), layer))
+
+    def launch(
+        self,
+        kernel: DeviceKernel,
+        grid: Sequence[Dim],
+        parameters: Sequence[Parameter],
+        layer: int,
+    ) -> None:
+        """A step that launches a device kernel; a short grid is filled with 1."""
+        index = self._device_kernel_of.get(kernel.digest)
+        if index is None:
+            index = self._device_kernel_of[kernel.digest] = len(self.device_kernels)
+            self.device_kernels.append(kernel)
+        x, y, z = (*grid, 1, 1)[:3]
+        self.steps.append(LaunchStep(index, (x, y, z), tuple(parameters), layer))
+
+    def library(
+        self,
+        library: Literal["cublaslt", "cudnn"],
+        call: Mapping[str, Any],
+        operands: Sequence[Operand],
+        sizes: Sequence[Dim],
+        *,
+        workspace_nbytes: Dim,
+        layer: int,
+    ) -> None:
+        """A step that calls a vendor's library; its workspace lies in the arena."""
+        workspace = self.workspace(DType.UINT8, workspace_nbytes) if workspace_nbytes != 0 else None
+        self.steps.append(
+            LibraryStep(library, call, tuple(operands), tuple(sizes), workspace, layer)
+        )
+
+    def zeros(self, elements: int) -> int:
+        """A slot of 32-bit counters, zero when a step begins and left at zero by it."""
+        return self.add_slot(Slot(TensorType(DType.INT32, (elements,)), "zeros"))
 
     def host(self, step: HostStep) -> None:
         """A step that runs in Python."""

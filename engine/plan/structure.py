@@ -9,6 +9,7 @@ from typing import Any, Literal
 from engine.ir.sizes import Dim
 from engine.ir.types import DType, Type
 from engine.kernels.kernel import Kernel
+from engine.plan.device import ClearStep, DeviceFunction, LaunchStep, LibraryStep
 from engine.plan.recipes import RecipeStep
 
 __all__ = [
@@ -28,7 +29,7 @@ __all__ = [
     "Weight",
 ]
 
-Place = Literal["input", "output", "arena", "weight", "host"]
+Place = Literal["input", "output", "arena", "weight", "host", "zeros"]
 Relation = Literal["<=", "==", "divides"]
 HostFunction = Literal["meaning", "reference", "copy"]
 Source = tuple[Literal["input"], str, int] | tuple[Literal["data"]]
@@ -55,9 +56,10 @@ class Slot:
     """Where a value lives; tensors are row-major and contiguous.
 
     ``input``, ``output``, ``weight``: a named buffer; ``arena``: memory of the context; ``host``: a
-    value that Python owns (sequence, optional, strings, unknown size). With ``alias`` the slot is
-    a view of another slot, ``offset`` bytes into it; an output that aliases an input updates it in
-    place, an arena slot may be a view of any tensor.
+    value that Python owns (sequence, optional, strings, unknown size); ``zeros``: memory of the
+    context that is zero whenever a step begins, counters that kernels leave at zero. With ``alias``
+    the slot is a view of another slot, ``offset`` bytes into it; an output that aliases an input
+    updates it in place, an arena slot may be a view of any tensor.
     """
 
     type: Type
@@ -129,7 +131,7 @@ class ChooseStep:
     cases: tuple[tuple[tuple[Guard, ...], tuple[Step, ...]], ...]
 
 
-Step = KernelStep | HostStep | ChooseStep
+Step = KernelStep | HostStep | ChooseStep | LaunchStep | LibraryStep | ClearStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,8 @@ class Program:
     """Everything a context runs, over slots; inputs and outputs are indices of slots.
 
     Bodies of control flow are programs too: they have symbols, slots, kernels and layers of their
-    own and no weights; their weight slots name weights of the outermost program.
+    own and no weights; their weight slots name weights of the outermost program. ``functions`` are
+    those of a CUDA program, ``kernels`` those of a CPU program.
     """
 
     symbols: tuple[Symbol, ...]
@@ -160,3 +163,4 @@ class Program:
     steps: tuple[Step, ...]
     layers: tuple[Layer, ...]
     weights: tuple[Weight, ...] = ()
+    functions: tuple[DeviceFunction, ...] = ()

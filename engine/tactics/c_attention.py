@@ -11,6 +11,7 @@ from engine.kernels.attention import Attention, candidates
 from engine.lower.builder import ProgramBuilder
 from engine.ops.fused_attention import FusedAttention
 from engine.tactics.tactic import Candidate, Refusal, register
+from engine.target import Target
 
 __all__ = ["CAttention"]
 
@@ -21,7 +22,9 @@ class CAttention:
     name = "c.attention"
     kinds = ("FusedAttention",)
 
-    def offers(self, node: Node, point: Mapping[str, int]) -> Sequence[Candidate] | Refusal:
+    def offers(
+        self, node: Node, point: Mapping[str, int], target: Target
+    ) -> Sequence[Candidate] | Refusal:
         """One candidate per block size worth measuring."""
         op = node.op
         assert isinstance(op, FusedAttention)

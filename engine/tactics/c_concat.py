@@ -13,6 +13,7 @@ from engine.ops.expression import load
 from engine.ops.region import Load, Region, Store
 from engine.passes.rows import REGION_DTYPES
 from engine.tactics.tactic import Candidate, Refusal, register
+from engine.target import Target
 
 __all__ = ["CConcat"]
 
@@ -23,7 +24,9 @@ class CConcat:
     name = "c.concat"
     kinds = ("Concat",)
 
-    def offers(self, node: Node, point: Mapping[str, int]) -> Sequence[Candidate] | Refusal:
+    def offers(
+        self, node: Node, point: Mapping[str, int], target: Target
+    ) -> Sequence[Candidate] | Refusal:
         """One candidate."""
         if node.outputs[0].tensor.dtype not in REGION_DTYPES:
             return Refusal(self.name, "the element type has no C form")

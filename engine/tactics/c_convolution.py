@@ -17,6 +17,7 @@ from engine.lower.builder import ProgramBuilder
 from engine.ops.fused import FusedConv
 from engine.plan.recipes import RecipeStep
 from engine.tactics.tactic import Candidate, Refusal, register
+from engine.target import Target
 
 __all__ = ["CConvolution", "CWinograd"]
 
@@ -71,7 +72,9 @@ class CConvolution:
     name = "c.convolution"
     kinds = ("FusedConv",)
 
-    def offers(self, node: Node, point: Mapping[str, int]) -> Sequence[Candidate] | Refusal:
+    def offers(
+        self, node: Node, point: Mapping[str, int], target: Target
+    ) -> Sequence[Candidate] | Refusal:
         """One candidate per tile and order worth measuring."""
         refused = refusal(node, self.name)
         if refused is not None:
@@ -140,7 +143,9 @@ class CWinograd:
     specialised = True
     kinds = ("FusedConv",)
 
-    def offers(self, node: Node, point: Mapping[str, int]) -> Sequence[Candidate] | Refusal:
+    def offers(
+        self, node: Node, point: Mapping[str, int], target: Target
+    ) -> Sequence[Candidate] | Refusal:
         """Candidates for both tile sizes."""
         refused = refusal(node, self.name)
         if refused is not None:

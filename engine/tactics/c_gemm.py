@@ -15,6 +15,7 @@ from engine.lower.builder import ProgramBuilder
 from engine.ops.fused import FusedMatMul
 from engine.plan.recipes import RecipeStep
 from engine.tactics.tactic import Candidate, Refusal, register
+from engine.target import Target
 
 __all__ = ["CGemm"]
 
@@ -25,7 +26,9 @@ class CGemm:
     name = "c.gemm"
     kinds = ("FusedMatMul",)
 
-    def offers(self, node: Node, point: Mapping[str, int]) -> Sequence[Candidate] | Refusal:
+    def offers(
+        self, node: Node, point: Mapping[str, int], target: Target
+    ) -> Sequence[Candidate] | Refusal:
         """One candidate per tile and order worth measuring."""
         op = node.op
         assert isinstance(op, FusedMatMul)

@@ -13,6 +13,7 @@ from engine.lower.builder import ProgramBuilder
 from engine.lower.placement import restride_load, restride_store
 from engine.ops.region import Load, Region, Store
 from engine.tactics.tactic import Candidate, Refusal, register
+from engine.target import Target
 
 __all__ = ["CRegion"]
 
@@ -23,7 +24,9 @@ class CRegion:
     name = "c.region"
     kinds = ("Region",)
 
-    def offers(self, node: Node, point: Mapping[str, int]) -> Sequence[Candidate] | Refusal:
+    def offers(
+        self, node: Node, point: Mapping[str, int], target: Target
+    ) -> Sequence[Candidate] | Refusal:
         """One candidate: the region's own kernel."""
         assert isinstance(node.op, Region)
         try:

@@ -9,6 +9,7 @@ from engine.ir.sizes import Dim
 from engine.kernels.transpose import Transpose, kernel_of
 from engine.lower.builder import ProgramBuilder
 from engine.tactics.tactic import Candidate, Refusal, register
+from engine.target import Target
 
 __all__ = ["CTranspose"]
 
@@ -19,7 +20,9 @@ class CTranspose:
     name = "c.transpose"
     kinds = ("Transpose",)
 
-    def offers(self, node: Node, point: Mapping[str, int]) -> Sequence[Candidate] | Refusal:
+    def offers(
+        self, node: Node, point: Mapping[str, int], target: Target
+    ) -> Sequence[Candidate] | Refusal:
         """One candidate."""
         x = node.inputs[0]
         assert x is not None

@@ -16,6 +16,7 @@ from engine.ops.fused import FusedConv
 from engine.plan.recipes import RecipeStep
 from engine.tactics.c_convolution import input_strides, operands_and_pixels, refusal
 from engine.tactics.tactic import Candidate, Refusal, register
+from engine.target import Target
 
 __all__ = ["CDepthwise", "CPooling"]
 
@@ -27,7 +28,9 @@ class CDepthwise:
     kinds = ("FusedConv",)
     specialised = True
 
-    def offers(self, node: Node, point: Mapping[str, int]) -> Sequence[Candidate] | Refusal:
+    def offers(
+        self, node: Node, point: Mapping[str, int], target: Target
+    ) -> Sequence[Candidate] | Refusal:
         """One candidate."""
         refused = refusal(node, self.name)
         op, x, w = node.op, node.inputs[0], node.inputs[1]
@@ -70,7 +73,9 @@ class CPooling:
     name = "c.pooling"
     kinds = ("Pool",)
 
-    def offers(self, node: Node, point: Mapping[str, int]) -> Sequence[Candidate] | Refusal:
+    def offers(
+        self, node: Node, point: Mapping[str, int], target: Target
+    ) -> Sequence[Candidate] | Refusal:
         """One candidate."""
         op, x = node.op, node.inputs[0]
         assert isinstance(op, Pool) and x is not None

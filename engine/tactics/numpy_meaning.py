@@ -8,6 +8,7 @@ from engine.ir.graph import Node
 from engine.lower.builder import ProgramBuilder
 from engine.ops.reference import Reference
 from engine.tactics.tactic import Candidate, Refusal, register
+from engine.target import Target
 
 __all__ = ["NumpyMeaning"]
 
@@ -18,7 +19,9 @@ class NumpyMeaning:
     name = "numpy.meaning"
     kinds: tuple[str, ...] = ()
 
-    def offers(self, node: Node, point: Mapping[str, int]) -> Sequence[Candidate] | Refusal:
+    def offers(
+        self, node: Node, point: Mapping[str, int], target: Target
+    ) -> Sequence[Candidate] | Refusal:
         """One candidate."""
         if node.kind == "View" or node.bodies or isinstance(node.op, Reference):
             return Refusal(self.name, "lowering has a form of its own for it")

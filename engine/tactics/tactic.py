@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from engine.ir.graph import Node, Value
 from engine.ir.types import TensorType, is_bound
 from engine.plugins import load_plugins
+from engine.target import Target
 
 if TYPE_CHECKING:
     from engine.lower.builder import ProgramBuilder
@@ -57,10 +58,12 @@ class Tactic(Protocol):
         """The operators it may serve; empty for any."""
         ...
 
-    def offers(self, node: Node, point: Mapping[str, int]) -> Sequence[Candidate] | Refusal:
+    def offers(
+        self, node: Node, point: Mapping[str, int], target: Target
+    ) -> Sequence[Candidate] | Refusal:
         """Candidates for a node, the likeliest first, or the reason why there are none.
 
-        ``point`` gives the sizes for which the layer is tuned.
+        ``point`` gives the sizes for which the layer is tuned, ``target`` the device.
         """
         ...
 
@@ -85,7 +88,7 @@ def _discover() -> None:
 
 
 def candidates(
-    node: Node, sources: Sequence[str], point: Mapping[str, int]
+    node: Node, sources: Sequence[str], point: Mapping[str, int], target: Target
 ) -> tuple[list[Candidate], list[Refusal]]:
     """Every candidate of the given sources ("c", "numpy", ...), and the refusals with reasons.
 
@@ -101,7 +104,7 @@ def candidates(
         tactic, source = _TACTICS[name], name.split(".")[0]
         if source not in sources or (tactic.kinds and node.kind not in tactic.kinds):
             continue
-        answer = tactic.offers(node, point)
+        answer = tactic.offers(node, point, target)
         if isinstance(answer, Refusal):
             refused.append(answer)
         else:
@@ -117,8 +120,9 @@ def candidates(
 
 
 def _preference(source: str) -> tuple[int, str]:
-    """What a user brought comes first, NumPy last."""
-    return {"plugin": 0, "numpy": 2}.get(source, 1), source
+    """What a user brought comes first, then sources by how likely they win, NumPy last."""
+    order = ("plugin", "c", "triton", "cublaslt", "cudnn", "nvrtc", "cupy", "numpy")
+    return (order.index(source) if source in order else 1), source
 
 
 def _is_settled(value: Value | None) -> bool:

@@ -43,7 +43,7 @@ class Rival:
     name = "plugin.triple"
     kinds = ("Triple",)
 
-    def offers(self, node, point):
+    def offers(self, node, point, target):
         return [Candidate(self.name, {}, lambda b, n, layer: b.meaning(n, layer))]
 
 
