@@ -128,7 +128,7 @@ def task_record(model: str, records: str) -> dict[str, Any]:
     from engine.tune.tuning import tune_graph
 
     options = BuildOptions(level=2)
-    graph = optimise(read_model(model, options))
+    graph = optimise(read_model(model, options), options.precision)
     found = tune_graph(graph, options, [])
     Path(records).write_text(json.dumps([record.to_json() for record in found]))
     return {"records": len(found)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,41 +11,48 @@ from engine.errors import OptionError
 from engine.ir.graph import Graph
 from engine.plan.plan import Plan
 from engine.profile import AxisSpec, Profile, parse_shapes, profile_symbols
-from engine.target import describe
+from engine.target import CudaTarget, Target, describe, sources_of
 
 if TYPE_CHECKING:
+    from engine.lower.lowering import Compile
     from engine.tune.records import TimingRecord
 
-__all__ = ["BuildOptions", "assemble_plan", "build", "optimise", "read_model"]
+__all__ = ["PRECISIONS", "BuildOptions", "assemble_plan", "build", "optimise", "read_model"]
 
 #: Bumped whenever the same inputs give other plan bytes.
 CODEGEN = 1
-SOURCES = ("c", "numpy", "plugin")
+PRECISIONS = ("fp32", "fp16")
 
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """What a caller may choose about a build; checked, normalised and hashable."""
+    """What a caller may choose about a build; checked, normalised and hashable.
+
+    No tactics given means every source of the target.
+    """
 
     target: str = "cpu"
     precision: str = "fp32"
     level: int = 3
-    tactics: tuple[str, ...] = SOURCES
+    tactics: tuple[str, ...] = ()
     reference: bool = True
     profile: Profile = field(default_factory=lambda: Profile({}, {}))
     #: Choices that win ties: signature of a layer to tactic and choice.
     lockfile: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        if self.precision != "fp32":
-            raise OptionError(f"precision is {self.precision!r}, expected fp32")
+        if self.precision not in PRECISIONS:
+            expected = ", ".join(PRECISIONS)
+            raise OptionError(f"precision is {self.precision!r}, expected one of {expected}")
         if not 0 <= self.level <= 5:
             raise OptionError(f"level is {self.level}, expected 0 (no tuning) to 5 (exhaustive)")
-        unknown = sorted(set(self.tactics) - set(SOURCES))
+        sources = sources_of(self.target)
+        unknown = sorted(set(self.tactics) - set(sources))
         if unknown:
             raise OptionError(
-                f"there is no tactic source {unknown[0]!r}; there are {', '.join(SOURCES)}"
+                f"{self.target} has no tactic source {unknown[0]!r}; it has {', '.join(sources)}"
             )
+        object.__setattr__(self, "tactics", self.tactics or sources)
 
     def to_json(self) -> dict[str, Any]:
         """The options in the form that enters a build key."""
@@ -65,7 +73,7 @@ def build(
     precision: str = "fp32",
     shapes: Mapping[str, Sequence[AxisSpec]] | None = None,
     level: int = 3,
-    tactics: Iterable[str] = SOURCES,
+    tactics: Iterable[str] = (),
     reference: bool = True,
     records: Iterable[TimingRecord] = (),
 ) -> Plan:
@@ -73,8 +81,9 @@ def build(
 
     ``shapes`` gives inputs their profile, as ``{"x": ("batch=1..8..32", 3, 224, 224)}``; ``level``
     runs from 0 (first tactic that works) to 5 (exhaustive tuning); ``tactics`` are the allowed
-    sources; ``reference`` allows operators without a meaning here to run in onnx's reference
-    evaluator; ``records`` are timing records to reuse instead of measuring. Raises ModelError for
+    sources, all of the target's when none is given; ``reference`` allows operators without a
+    meaning here to run in onnx's reference evaluator; ``records`` are timing records to reuse
+    instead of measuring. Raises ModelError for
     a model that cannot be built and OptionError for an option that means nothing.
     """
     from engine.tune.tuning import tune_graph
@@ -82,7 +91,7 @@ def build(
     options = BuildOptions(
         target, precision, level, tuple(tactics), reference, parse_shapes(shapes)
     )
-    graph = optimise(read_model(model, options))
+    graph = optimise(read_model(model, options), options.precision)
     known = list(records)
     known += tune_graph(graph, options, known)
     return assemble_plan(graph, options, known)
@@ -99,12 +108,21 @@ def read_model(model: Any, options: BuildOptions) -> Graph:
     return read(model, reference=options.reference, shapes=options.profile.shapes)
 
 
-def optimise(graph: Graph, *, checked: bool = False) -> Graph:
+def optimise(graph: Graph, precision: str = "fp32", *, checked: bool = False) -> Graph:
     """The graph after all passes, changed in place."""
     from engine.passes import run_pipeline
 
-    run_pipeline(graph, checked=checked)
+    run_pipeline(graph, precision=precision, checked=checked)
     return graph
+
+
+def device_compiler(target: Target) -> Compile | None:
+    """What compiles kernels for a target; None for a processor, which compiles when it runs."""
+    if not isinstance(target, CudaTarget):
+        return None
+    from engine.cuda.compile import compile_kernels
+
+    return functools.partial(compile_kernels, capability=target.capability)
 
 
 def assemble_plan(graph: Graph, options: BuildOptions, records: Iterable[TimingRecord]) -> Plan:
@@ -114,11 +132,13 @@ def assemble_plan(graph: Graph, options: BuildOptions, records: Iterable[TimingR
 
     symbols = profile_symbols(graph, options.profile)
     choices = choose(graph, options, symbols, records)
-    lowered = lower(graph, symbols, choices)
+    target = describe(options.target)
+    lowered = lower(graph, symbols, choices, device_compiler(target))
     return Plan(
         program=lowered.program,
         weights=lowered.packed,
-        target=describe(options.target).to_json(),
+        images=lowered.images,
+        target=target.to_json(),
         codegen=CODEGEN,
         decisions=tuple(decision.to_json() for decision in graph.decisions),
     )

@@ -103,7 +103,7 @@ def _graph(model: Path, options: Mapping[str, Any]) -> tuple[Graph, BuildOptions
     text = json.dumps(dict(options), sort_keys=True, default=str)
     key = (str(model), status.st_mtime_ns, status.st_size, text)
     if not _LATEST or _LATEST[0][0] != key:
-        _LATEST[:] = [(key, optimise(read_model(model, read)))]
+        _LATEST[:] = [(key, optimise(read_model(model, read), read.precision))]
     return _LATEST[0][1], read
 
 

@@ -18,7 +18,7 @@ from storage.records import Json
 KEY_SCHEMA = 1
 """Bumped when the meaning of the key document changes; every older key is then out of reach."""
 
-PRECISIONS = ("fp32",)
+PRECISIONS = ("fp32", "fp16")
 LEVELS = range(6)
 DEFAULT_LEVEL = 3
 _SYMBOL = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

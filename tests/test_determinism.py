@@ -68,7 +68,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("records")
     onnx.save(model(BODY, weights=WEIGHTS), folder / "model.onnx")
     options = BuildOptions(level=2, profile=parse_shapes(SHAPES))
-    graph = optimise(read_model(folder / "model.onnx", options))
+    graph = optimise(read_model(folder / "model.onnx", options), options.precision)
     found = tune_graph(graph, options, [])
     assert found
     (folder / "records.json").write_text(json.dumps([item.to_json() for item in found]))

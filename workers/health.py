@@ -56,9 +56,10 @@ def _python(name: str) -> Finding:
 
 
 def _processor(name: str) -> Finding:
-    from engine.target import describe
+    from engine.target import CpuTarget, describe
 
     target = describe("cpu")
+    assert isinstance(target, CpuTarget)
     text = f"{platform.machine()}, {target.isa}, {target.threads} threads"
     return Finding(name, "limited" if target.isa == "generic" else "fine", text)
 

@@ -6,10 +6,10 @@ import dataclasses
 
 from engine.fusions.fusion import Match, Refused, fusion, only_user
 from engine.ir.graph import Graph, Node, Value
-from engine.ir.types import DType
 from engine.ops.elementwise import ElementwiseOperator
 from engine.ops.expression import Expression, load, substitute
-from engine.ops.fused import FusedConv, FusedMatMul
+from engine.ops.fused import CONTRACTED, FusedConv, FusedMatMul
+from engine.ops.widen import widen
 
 __all__ = ["contraction_epilogue"]
 
@@ -49,16 +49,18 @@ def contraction_epilogue(graph: Graph, node: Node) -> Match | Refused | None:
     if len(kinds) > MOST_OPERANDS:
         return Refused(f"the epilogue would read {len(kinds)} operands, more than {MOST_OPERANDS}")
     over = [None if item is None else load(i, item.dtype) for i, item in enumerate(operands)]
-    whole = substitute(
-        user.op.expression(*over),
-        {i: item for i, item in enumerate(operands) if item is not None},
+    whole = widen(
+        substitute(
+            user.op.expression(*over),
+            {i: item for i, item in enumerate(operands) if item is not None},
+        )
     )
     changed = dataclasses.replace(op, epilogue=whole, kinds=tuple(kinds))
     return Match(changed, inputs, user.outputs[0], [node, user])
 
 
 def _kind(value: Value, result: Value) -> str | None:
-    if value.tensor.dtype is not DType.FLOAT32 or value.tensor.shape is None:
+    if value.tensor.dtype not in CONTRACTED or value.tensor.shape is None:
         return None
     shape, whole = value.tensor.shape, result.tensor.dims
     if shape == whole:

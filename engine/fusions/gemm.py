@@ -5,8 +5,8 @@ from __future__ import annotations
 from engine.fusions.fusion import Match, Refused, fusion
 from engine.ir.graph import Graph, Node, Value
 from engine.ir.types import DType
-from engine.ops.expression import call, constant, load
-from engine.ops.fused import FusedMatMul
+from engine.ops.expression import call, cast, constant, load
+from engine.ops.fused import CONTRACTED, FusedMatMul
 
 __all__ = ["gemm", "matmul"]
 
@@ -17,8 +17,8 @@ def gemm(graph: Graph, node: Node) -> Match | Refused | None:
     a, b = node.inputs[0], node.inputs[1]
     c = node.inputs[2] if len(node.inputs) > 2 else None
     assert a is not None and b is not None
-    if a.tensor.dtype is not DType.FLOAT32:
-        return Refused("only float32 has fast products here")
+    if a.tensor.dtype not in CONTRACTED:
+        return Refused("only float32, float16 and bfloat16 have fast products here")
     alpha, beta = getattr(node.op, "alpha", 1.0), getattr(node.op, "beta", 1.0)
     if getattr(node.op, "transA", 0):
         return Refused("A is transposed")
@@ -31,13 +31,15 @@ def gemm(graph: Graph, node: Node) -> Match | Refused | None:
         kind = _operand_kind(c, node.outputs[0])
         if kind is None:
             return Refused(f"C is {c.type}, which no epilogue reads")
-        extra = load(1, DType.FLOAT32)
+        extra = cast(load(1, c.tensor.dtype), DType.FLOAT32)
         if beta != 1.0:
             extra = call("multiply", extra, constant(beta, DType.FLOAT32))
         total = call("add", total, extra)
         inputs.append(c)
         kinds = (kind,)
-    op = FusedMatMul(bool(getattr(node.op, "transB", 0)), total, kinds)
+    op = FusedMatMul(
+        bool(getattr(node.op, "transB", 0)), cast(total, node.outputs[0].tensor.dtype), kinds
+    )
     return Match(op, inputs, node.outputs[0], [node])
 
 
@@ -56,13 +58,14 @@ def _operand_kind(c: Value, output: Value) -> str | None:
 
 @fusion("matmul(a, b) => a @ b with an epilogue", "MatMul")
 def matmul(graph: Graph, node: Node) -> Match | Refused | None:
-    """Products of float32 matrices with at least two axes each."""
+    """Products of matrices with at least two axes each."""
     a, b = node.inputs[0], node.inputs[1]
     assert a is not None and b is not None
-    if a.tensor.dtype is not DType.FLOAT32:
-        return Refused("only float32 has fast products here")
+    if a.tensor.dtype not in CONTRACTED:
+        return Refused("only float32, float16 and bfloat16 have fast products here")
     if a.tensor.shape is None or b.tensor.shape is None:
         return Refused("the rank of an operand is not known")
     if len(a.tensor.shape) < 2 or len(b.tensor.shape) < 2:
         return Refused("an operand is a vector")
-    return Match(FusedMatMul(), [a, b], node.outputs[0], [node])
+    total = cast(load(0, DType.FLOAT32), node.outputs[0].tensor.dtype)
+    return Match(FusedMatMul(epilogue=total), [a, b], node.outputs[0], [node])

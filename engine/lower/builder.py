@@ -21,7 +21,7 @@ from engine.ir.types import (
 )
 from engine.kernels.kernel import Kernel
 from engine.lower.placement import Placement
-from engine.plan.device import LaunchStep, LibraryStep, Operand, Parameter
+from engine.plan.device import DeviceFunction, LaunchStep, LibraryStep, Operand, Parameter
 from engine.plan.operators import operator_to_json
 from engine.plan.recipes import RecipeStep
 from engine.plan.structure import HostStep, KernelStep, Layer, Program, Slot, Step, Symbol, Weight
@@ -238,15 +238,20 @@ class ProgramBuilder:
         outputs = tuple(self.slot(value) for value in node.outputs)
         self.host(HostStep("meaning", operator_to_json(node.op), inputs, outputs, layer=layer))
 
-    def build(self) -> Program:
-        """The program; slots that nothing touches are kept, they cost nothing."""
+    def build(self, functions: Sequence[DeviceFunction] = ()) -> Program:
+        """The program; slots that nothing touches are kept, they cost nothing.
+
+        ``functions`` are the compiled `device_kernels`, in their order.
+        """
         inputs = tuple(self._slot_of[id(value)] for value in self.graph.inputs)
         outputs = tuple(i for i, slot in enumerate(self.slots) if slot.place == "output")
         known = frozenset(item.name for item in self.symbols)
         return Program(
             symbols=tuple(self.symbols),
             slots=tuple(
-                slot if slot.place == "arena" else replace(slot, type=stored_type(slot.type, known))
+                slot
+                if slot.place in ("arena", "zeros")
+                else replace(slot, type=stored_type(slot.type, known))
                 for slot in self.slots
             ),
             inputs=inputs,
@@ -255,6 +260,7 @@ class ProgramBuilder:
             steps=tuple(self.steps),
             layers=tuple(self.layers),
             weights=tuple(self.weights),
+            functions=tuple(functions),
         )
 
 

@@ -2,35 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
+import numpy as np
+
+from engine.cuda.kernel import Compiled, DeviceKernel, Failure
+from engine.errors import KernelError
 from engine.ir.graph import Graph, Node, Value
+from engine.ir.types import Array
 from engine.lower.builder import PackedWeight, ProgramBuilder, stored_type
 from engine.lower.slices import plan_slices
 from engine.ops.reference import Reference
+from engine.plan.device import DeviceFunction
 from engine.plan.operators import operator_to_json
 from engine.plan.structure import HostStep, Program, Slot, Symbol
 from engine.tactics import Candidate
 
-__all__ = ["Lowered", "lower"]
+__all__ = ["Compile", "Lowered", "lower"]
 
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
-    """A program and how its weights are made."""
+    """A program, how its weights are made, and the machine code of its device functions."""
 
     program: Program
     packed: Mapping[str, PackedWeight]
+    images: Mapping[str, Array] = field(default_factory=dict)
+
+
+#: Compiles kernels for one GPU, in order.
+Compile = Callable[[Sequence[DeviceKernel]], Sequence[Compiled | Failure]]
 
 
 def lower(
-    graph: Graph, symbols: Sequence[Symbol], choices: Mapping[str, tuple[Candidate, int]]
+    graph: Graph,
+    symbols: Sequence[Symbol],
+    choices: Mapping[str, tuple[Candidate, int]],
+    compile: Compile | None = None,
 ) -> Lowered:
     """The program of a graph.
 
     ``choices`` maps node names to the chosen candidate and its measured time in nanoseconds; a
-    node without one runs by its meaning.
+    node without one runs by its meaning. ``compile`` is needed when candidates launch device
+    kernels; raises KernelError when one of them does not compile.
     """
     builder = ProgramBuilder(graph, symbols, placed=plan_slices(graph, choices))
     _place_inputs(builder, graph)
@@ -38,7 +53,35 @@ def lower(
     for node in graph.nodes:
         _lower_node(builder, node, choices)
     _copy_outputs(builder, pending)
-    return Lowered(builder.build(), dict(builder.packed))
+    functions, images = _compiled(builder.device_kernels, compile)
+    return Lowered(builder.build(functions), dict(builder.packed), images)
+
+
+def _compiled(
+    kernels: Sequence[DeviceKernel], compile: Compile | None
+) -> tuple[tuple[DeviceFunction, ...], dict[str, Array]]:
+    """Functions in the order of the kernels, and the images that hold them."""
+    if not kernels:
+        return (), {}
+    assert compile is not None, "device kernels need a compiler"
+    functions, images = [], {}
+    for index, (kernel, result) in enumerate(zip(kernels, compile(kernels), strict=True)):
+        if isinstance(result, Failure):
+            raise KernelError(f"the kernel {kernel.entry} does not compile: {result.reason}")
+        name = f"image{index}"
+        images[name] = np.frombuffer(result.image, np.uint8)
+        functions.append(
+            DeviceFunction(
+                name,
+                result.entry,
+                result.threads,
+                result.shared_nbytes,
+                result.cluster,
+                result.maps,
+                result.waits,
+            )
+        )
+    return tuple(functions), images
 
 
 def _place_inputs(builder: ProgramBuilder, graph: Graph) -> None:

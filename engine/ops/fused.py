@@ -2,7 +2,8 @@
 
 Only the engine's passes make these. The epilogue is an expression over load 0, the result, and
 load i, extra operand i, which is one value per column (output channel), per row, per element, or
-one scalar (``kinds``).
+one scalar (``kinds``). Sums are float32 whatever the operands are; the epilogue's type is that of
+the result.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from engine.ops.expression import Expression, evaluate, load
 from engine.ops.operator import DOMAIN, Operator, register
 from engine.ops.shapes import broadcast
 
-__all__ = ["FusedConv", "FusedMatMul"]
+__all__ = ["CONTRACTED", "FusedConv", "FusedMatMul"]
 
+#: Element types of the operands of a contraction.
+CONTRACTED = frozenset({DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16})
 _SUM = load(0, DType.FLOAT32)
 
 
@@ -45,7 +48,7 @@ class FusedMatMul(Operator):
         return [TensorType(self.epilogue.dtype, (*batch, left[-2], columns))]
 
     def meaning(self, *inputs: Array) -> Array:
-        a, b = inputs[0], inputs[1]
+        a, b = (item.astype(np.float32, copy=False) for item in inputs[:2])
         sums = np.matmul(a, np.swapaxes(b, -1, -2) if self.transpose_b else b)
         return apply_epilogue(self.epilogue, self.kinds, sums, inputs[2:])
 
@@ -107,7 +110,7 @@ class FusedConv(Operator):
         return [TensorType(self.epilogue.dtype, self.output_shape(x.tensor.dims, w.tensor.dims))]
 
     def meaning(self, *inputs: Array) -> Array:
-        x, w = inputs[0], inputs[1]
+        x, w = (item.astype(np.float32, copy=False) for item in inputs[:2])
         if self.input_layout == "NCHW":
             x = x.transpose(0, 2, 3, 1)
         top, left, bottom, right = self.pads

@@ -11,6 +11,7 @@ from engine.ir.verify import verify
 from engine.passes.choose_layout import choose_layout, read_planar_inputs
 from engine.passes.drop_unit_axes import drop_unit_axes
 from engine.passes.fold_constants import fold_constants
+from engine.passes.lower_precision import lower_precision
 from engine.passes.make_regions import make_regions
 from engine.passes.make_views import make_views
 from engine.passes.merge_equal import merge_equal
@@ -55,9 +56,12 @@ def canonicalise(graph: Graph, *, checked: bool = False) -> None:
     run_passes(graph, (make_views, remove_identity, remove_dead, merge_equal), checked=checked)
 
 
-def run_pipeline(graph: Graph, *, checked: bool = False) -> None:
+def run_pipeline(graph: Graph, *, precision: str = "fp32", checked: bool = False) -> None:
     """Everything between reading a model and lowering it."""
     canonicalise(graph, checked=checked)
+    if precision == "fp16":
+        lower_precision(graph)
+        canonicalise(graph, checked=checked)
     for step in PIPELINE:
         step(graph)
         if checked:

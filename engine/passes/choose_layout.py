@@ -15,8 +15,8 @@ from engine.ir.infer import infer_node
 from engine.ir.types import DType, TensorType, is_bound
 from engine.ops.channels_last import ChannelNorm, ChannelShuffle, Pool
 from engine.ops.elementwise import ElementwiseOperator
-from engine.ops.expression import call, load
-from engine.ops.fused import FusedConv
+from engine.ops.expression import call, cast, load
+from engine.ops.fused import CONTRACTED, FusedConv
 from engine.ops.operator import Operator, find
 from engine.ops.sliding import Windows
 
@@ -29,7 +29,7 @@ PLANAR_CHANNELS = 4
 
 
 def choose_layout(graph: Graph) -> bool:
-    """Rewrite every two-dimensional float32 convolution and what belongs to its region."""
+    """Rewrite every two-dimensional convolution of floats and what belongs to its region."""
     changed = False
     for node in list(graph.nodes):
         made = _channels_last(graph, node)
@@ -43,7 +43,7 @@ def choose_layout(graph: Graph) -> bool:
 def _channels_last(graph: Graph, node: Node) -> tuple[Operator, list[Value]] | None:
     """The NHWC operator of a node and its further inputs, or None when it stays."""
     x = node.inputs[0] if node.inputs else None
-    if x is None or not isinstance(x.type, TensorType) or x.type.dtype is not DType.FLOAT32:
+    if x is None or not isinstance(x.type, TensorType) or x.type.dtype not in CONTRACTED:
         return None
     if not is_bound(x.type) or x.tensor.rank != 4 or not node.only_first_read:
         return None
@@ -97,13 +97,13 @@ def _conv(graph: Graph, node: Node, x: Value) -> tuple[Operator, list[Value]] | 
         return None
     total = load(0, DType.FLOAT32)
     if bias is not None:
-        total = call("add", total, load(1, DType.FLOAT32))
+        total = call("add", total, cast(load(1, bias.tensor.dtype), DType.FLOAT32))
     made = FusedConv(
         strides=windows.strides,
         pads=pads,
         dilations=windows.dilations,
         group=getattr(op, "group", 1),
-        epilogue=total,
+        epilogue=cast(total, x.tensor.dtype),
         kinds=() if bias is None else ("column",),
     )
     return made, [w] if bias is None else [w, bias]

@@ -14,6 +14,7 @@ from engine.ir.infer import infer_node
 from engine.ir.sizes import Dim
 from engine.ops.expression import Expression, load, order
 from engine.ops.region import Load, Region, Store
+from engine.ops.widen import widen
 from engine.passes.rows import RowForm, Shape, row_form
 
 __all__ = ["make_regions"]
@@ -198,7 +199,7 @@ def _stores(
         shape = value.tensor.dims
         full = shape if len(shape) == len(cluster.space) else (*shape, 1)
         strides = _strides(full, cluster.space)
-        expression = expressions[id(value)]
+        expression = widen(expressions[id(value)])
         if strides is None or expression.dtype is not value.tensor.dtype:
             return None
         stores.append(Store(expression, index, shape, 0, strides))

@@ -144,12 +144,19 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 _POINTS = np.array([-6.5, -3.2, -1.7, -0.6, -0.05, 0.1, 0.4, 1.3, 2.9, 4.8, 7.1])
 
 
+#: What rounding may add at the points, by element type.
+_TOLERANCES = {DType.FLOAT32: 1e-5, DType.FLOAT16: 2e-3, DType.BFLOAT16: 2e-2}
+
+
 def activation_name(body: Expression) -> str:
-    """The name of the activation that an expression over one float32 load computes, or ""."""
-    if list(loads(body).items()) != [(0, DType.FLOAT32)] or body.dtype is not DType.FLOAT32:
+    """The name of the activation that an expression over one load computes, or ""."""
+    dtype = body.dtype
+    if list(loads(body).items()) != [(0, dtype)] or dtype not in _TOLERANCES:
         return ""
-    found = evaluate(body, [_POINTS.astype(np.float32)]).astype(np.float64)
+    points = _POINTS.astype(dtype.numpy)
+    found = evaluate(body, [points]).astype(np.float64)
+    tolerance = _TOLERANCES[dtype]
     for name, function in _ACTIVATIONS.items():
-        if np.allclose(found, function(_POINTS), rtol=1e-5, atol=1e-6):
+        if np.allclose(found, function(points.astype(np.float64)), rtol=tolerance, atol=tolerance):
             return name
     return ""

@@ -10,6 +10,9 @@ from engine.ir.sizes import evaluate, symbols
 from engine.ir.types import TensorType
 from engine.ops.control import BatchedScan, ControlOperator, If, Loop
 from engine.ops.flex_attention import FlexAttention
+from engine.plan.accesses import step_accesses
+from engine.plan.device import LaunchStep, Scalar, TensorMap
+from engine.plan.device_json import DeviceStep
 from engine.plan.expressions import LARGEST, LARGEST_PRODUCT, interval
 from engine.plan.fields import brief, refuse
 from engine.plan.guards import hold
@@ -70,7 +73,7 @@ def _check(program: Program, where: str, weights: Mapping[str, Weight], *, top: 
     known = {symbol.name for symbol in program.symbols if symbol.source[0] == "input"}
     state = _State(program, weights, storage, points, known)
     for index, slot in enumerate(program.slots):
-        if slot.place in ("input", "weight"):
+        if slot.place in ("input", "weight", "zeros"):
             state.filled.add(storage.roots[index])
     for index in program.inputs:
         _need(state, slot_symbols(program.slots[index]), f"{where}.inputs")
@@ -89,8 +92,10 @@ def _walk(steps: Sequence[Step], where: str, state: _State) -> None:
             refuse(f"{at}.layer", f"there is no layer {step.layer}")
         if isinstance(step, KernelStep):
             _kernel_step(step, at, state)
-        else:
+        elif isinstance(step, HostStep):
             _host_step(step, at, state)
+        else:
+            _device_step(step, at, state)
 
 
 def _need(state: _State, names: Iterable[str], where: str) -> None:
@@ -215,6 +220,48 @@ def _kernel_at(step: KernelStep, where: str, state: _State, point: Mapping[str, 
                 f"{where}.operands[{index}]",
                 f"the kernel reaches elements {begin} to {begin + extent} of {held}",
             )
+
+
+def _device_step(step: DeviceStep, where: str, state: _State) -> None:
+    """What a device step reads is there, what it writes may be written."""
+    if isinstance(step, LaunchStep):
+        _launch_parameters(step, where, state)
+    for slot, offset, _ in step_accesses(step):
+        _in_range(state, slot, where)
+        if not is_fixed(state.program.slots[slot]):
+            refuse(where, f"slot {slot} is no tensor in memory")
+        _need(state, symbols(offset) | slot_symbols(state.program.slots[slot]), where)
+    for slot, _, writes in step_accesses(step):
+        if not writes:
+            _readable(state, slot, where)
+    for slot, _, writes in step_accesses(step):
+        if writes:
+            _write(state, slot, where, "kernel")
+
+
+def _launch_parameters(step: LaunchStep, where: str, state: _State) -> None:
+    functions = state.program.functions
+    if not 0 <= step.function < len(functions):
+        refuse(f"{where}.launch", f"there is no function {step.function}")
+    maps = functions[step.function].maps
+    used: set[str] = set()
+    for dim in step.grid:
+        used |= symbols(dim)
+    for index, item in enumerate(step.parameters):
+        if isinstance(item, Scalar) and not isinstance(item.value, float):
+            used |= symbols(item.value)
+        if isinstance(item, TensorMap):
+            at = f"{where}.parameters[{index}]"
+            if not 0 <= item.form < len(maps):
+                refuse(at, f"the function has no tensor map {item.form}")
+            axes = len(maps[item.form].box)
+            if len(item.sizes) != axes or len(item.strides) != axes:
+                refuse(at, f"found {len(item.sizes)} sizes, expected {axes}")
+            if item.steps and len(item.steps) != axes:
+                refuse(at, f"found {len(item.steps)} steps, expected {axes}")
+            for dim in (*item.sizes, *item.strides):
+                used |= symbols(dim)
+    _need(state, used, where)
 
 
 def _host_step(step: HostStep, where: str, state: _State) -> None:

@@ -18,6 +18,7 @@ from engine.ir.types import (
 from engine.kernels.kernel import KERNELS, Kernel
 from engine.ops.reference import Reference
 from engine.plan.checking import check_program
+from engine.plan.device_json import device_step_from_json, function_from_json
 from engine.plan.expressions import LARGEST, read_dim
 from engine.plan.fields import (
     MAX_ITEMS,
@@ -55,7 +56,7 @@ MAX_BODIES = 8
 MAX_CHOICES = 4
 MAX_RANK = 64
 MAX_TYPE_DEPTH = 8
-PLACES = ("input", "output", "arena", "weight", "host")
+PLACES = ("input", "output", "arena", "weight", "host", "zeros")
 RELATIONS = ("<=", "==", "divides")
 DTYPES = tuple(dtype.value for dtype in DType)
 Known = frozenset[str]
@@ -259,6 +260,9 @@ def _step(value: Any, where: str, known: Known, depth: int, nested: int = 0) -> 
         return _choose_step(value, where, known, depth, nested)
     if isinstance(value, dict) and "function" in value:
         return _host_step(value, where, depth)
+    device = device_step_from_json(value, where, known) if isinstance(value, dict) else None
+    if device is not None:
+        return device
     return _kernel_step(value, where, known)
 
 
@@ -281,6 +285,10 @@ def _layer(value: Any, where: str) -> Layer:
 def _program(value: Any, where: str, depth: int) -> Program:
     if depth > MAX_BODIES:
         refuse(where, "bodies are nested too deeply")
+    functions: Any = []
+    if isinstance(value, dict) and "functions" in value:  # only programs for a GPU have it
+        functions = value["functions"]
+        value = {name: item for name, item in value.items() if name != "functions"}
     symbols, slots, inputs, outputs, kernels, steps, layers, weights = entries(
         value,
         where,
@@ -297,6 +305,7 @@ def _program(value: Any, where: str, depth: int) -> Program:
         steps=items(steps, f"{where}.steps", lambda v, at: _step(v, at, known, depth)),
         layers=items(layers, f"{where}.layers", _layer),
         weights=items(weights, f"{where}.weights", _weight),
+        functions=items(functions, f"{where}.functions", function_from_json),
     )
 
 

@@ -8,6 +8,8 @@ from typing import Any
 from engine.ir.sizes import dim_to_json
 from engine.ir.types import MapType, OptionalType, SequenceType, Type, UnknownSize
 from engine.kernels.kernel import Kernel
+from engine.plan.device import ClearStep, LaunchStep, LibraryStep
+from engine.plan.device_json import device_step_to_json, function_to_json
 from engine.plan.structure import (
     ChooseStep,
     Guard,
@@ -82,6 +84,8 @@ def _guard(guard: Guard) -> list[Any]:
 
 
 def _step(step: Step) -> dict[str, Any]:
+    if isinstance(step, (LaunchStep, LibraryStep, ClearStep)):
+        return device_step_to_json(step)
     if isinstance(step, KernelStep):
         return {
             "kernel": step.kernel,
@@ -127,7 +131,9 @@ def _sorted(value: Any) -> Any:
 
 def program_to_json(program: Program) -> dict[str, Any]:
     """The program as JSON that `program_from_json` reads back to an equal program."""
+    functions = [function_to_json(function) for function in program.functions]
     return {
+        **({"functions": functions} if functions else {}),
         "symbols": [_symbol(symbol) for symbol in program.symbols],
         "slots": [_slot(slot) for slot in program.slots],
         "inputs": list(program.inputs),

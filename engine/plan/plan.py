@@ -17,6 +17,7 @@ from engine.errors import PlanCorruptError
 from engine.ir.types import Array, DType
 from engine.plan.container import VERSION, Container, Form, read, stored_form
 from engine.plan.decoding import program_from_json
+from engine.plan.device import LibraryStep
 from engine.plan.encoding import program_to_json
 from engine.plan.fields import brief, entries, integer, items, parse, plain, refuse
 from engine.plan.recipes import RecipeStep, apply
@@ -54,7 +55,8 @@ class Plan:
 
     ``weights`` maps the names of the program's weights to arrays, or to what makes them; ``target``
     describes the device; ``codegen`` is the generation of the code that chose and lowered;
-    ``decisions`` lists rewrites made or refused; ``keys`` are identities to keep with the file.
+    ``decisions`` lists rewrites made or refused; ``keys`` are identities to keep with the file;
+    ``images`` holds machine code for a GPU, bytes by the name that functions give them.
     """
 
     program: Program
@@ -63,6 +65,7 @@ class Plan:
     codegen: int = 1
     decisions: Sequence[Mapping[str, Any]] = ()
     keys: Mapping[str, str] = field(default_factory=dict)
+    images: Mapping[str, Array] = field(default_factory=dict)
 
     def array(self, name: str) -> Array:
         """One weight, made from its sources if need be; KeyError when there is none."""
@@ -76,7 +79,8 @@ class Plan:
     def requires(self) -> list[str]:
         """Packages beyond the core that running this plan needs."""
         reference = any(s.function == "reference" for s in host_steps(self.program.steps))
-        return ["onnx"] if reference else []
+        libraries = {s.library for s in library_steps(self.program.steps)}
+        return [*(["onnx"] if reference else []), *sorted(libraries)]
 
     def metadata(self) -> dict[str, Any]:
         """What reports say about the plan beside its program."""
@@ -101,6 +105,8 @@ class Plan:
             else:
                 form = stored_form(weight.dtype, weight.shape)
                 sections[weight.tensor] = Section(form, functools.partial(self._array, weight))
+        for name, image in self.images.items():
+            sections[name] = image
         if "program" in sections:
             raise ValueError("no weight may be stored as 'program'")
         sections["program"] = _program_section(self)
@@ -122,6 +128,16 @@ def _constant(source: Source, weight: Weight) -> Array:
     if source.constant is None:
         raise ValueError(f"weight {weight.name} is made from something that is no constant")
     return np.asarray(source.constant)
+
+
+def library_steps(steps: Sequence[Step]) -> Iterator[LibraryStep]:
+    """All calls of vendors' libraries, also those of cases."""
+    for step in steps:
+        if isinstance(step, ChooseStep):
+            for _, chosen in step.cases:
+                yield from library_steps(chosen)
+        elif isinstance(step, LibraryStep):
+            yield step
 
 
 def host_steps(steps: Sequence[Step]) -> Iterator[HostStep]:
@@ -173,8 +189,14 @@ def open_plan(
     )
     loaded = program_from_json(program)
     tensors = {weight.tensor for weight in loaded.weights}
-    if "program" in tensors or tensors | {"program"} != set(container.names):
+    images = {function.tensor for function in loaded.functions}
+    if "program" in tensors | images or tensors & images:
+        refuse("program", "two parts of the plan are stored under one name")
+    if tensors | images | {"program"} != set(container.names):
         refuse("program.weights", "the weights listed are not the weights in the file")
+    for name in images:
+        if container.form(name).dtype != "U8" or len(container.form(name).shape) != 1:
+            refuse(f"image {name}", "it is stored as something else than bytes")
     for weight in loaded.weights:
         _check_form(weight, container.form(weight.tensor))
     if verify:
@@ -186,6 +208,7 @@ def open_plan(
         codegen=integer(codegen, "codegen", 0, 1 << 32),
         decisions=items(decisions, "decisions", _dictionary),
         keys=dict(container.keys),
+        images={name: container.raw(name) for name in sorted(images)},
     )
 
 

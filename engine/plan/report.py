@@ -8,9 +8,12 @@ from typing import Any
 
 from engine.ir.sizes import Dim
 from engine.ir.types import TensorType
+from engine.plan.device import ClearStep, LaunchStep, LibraryStep, Pointer, TensorMap
+from engine.plan.device_json import DeviceStep
 from engine.plan.plan import Plan
 from engine.plan.structure import (
     ChooseStep,
+    FlatStep,
     Guard,
     HostStep,
     KernelStep,
@@ -30,7 +33,7 @@ def summary(plan: Plan) -> dict[str, Any]:
     """The numbers that describe a plan: layers, steps by sort, bytes of weights, packages."""
     counts = {"kernel": 0, "host": 0, "choice": 0}
     for _, step in _flat(plan.program.steps):
-        sort = "kernel" if isinstance(step, KernelStep) else "host"
+        sort = "host" if isinstance(step, HostStep) else "kernel"
         counts["choice" if isinstance(step, ChooseStep) else sort] += 1
     tactics: dict[str, int] = {}
     for layer in plan.program.layers:
@@ -39,7 +42,7 @@ def summary(plan: Plan) -> dict[str, Any]:
     return {
         "layers": len(plan.program.layers),
         "steps": counts,
-        "kernels": len(plan.program.kernels),
+        "kernels": len(plan.program.kernels) + len(plan.program.functions),
         "tactics": dict(sorted(tactics.items())),
         "weights": len(plan.program.weights),
         "weight_nbytes": sum(nbytes.values()),
@@ -102,9 +105,9 @@ def _flat(steps: Sequence[Step], depth: int = 0) -> Iterator[tuple[int, Step]]:
             yield from _flat(chosen, depth + 1)
 
 
-def layer_steps(program: Program) -> dict[int, list[KernelStep | HostStep]]:
+def layer_steps(program: Program) -> dict[int, list[FlatStep]]:
     """The steps of each layer by its index, those of all cases included."""
-    found: dict[int, list[KernelStep | HostStep]] = {}
+    found: dict[int, list[FlatStep]] = {}
     for _, step in _flat(program.steps):
         if not isinstance(step, ChooseStep):
             found.setdefault(step.layer, []).append(step)
@@ -151,6 +154,8 @@ def _step(program: Program, step: Step) -> list[str]:
         sizes = ", ".join(map(str, step.sizes))
         kind = program.kernels[step.kernel].kind
         return [f"{step.layer}: {kind}.{step.kernel}({operands}) sizes {sizes}"]
+    if isinstance(step, (LaunchStep, LibraryStep, ClearStep)):
+        return [_device_step(program, step)]
     name = step.operator.get("attributes", {}).get("operator") or step.operator.get("name")
     inputs = ", ".join("-" if slot is None else f"%{slot}" for slot in step.inputs)
     outputs = ", ".join(f"%{slot}" for slot in step.outputs)
@@ -159,6 +164,20 @@ def _step(program: Program, step: Step) -> list[str]:
     for body in step.bodies:
         lines += ["  body", *(f"    {line}" for line in program_text(body).splitlines())]
     return lines
+
+
+def _device_step(program: Program, step: DeviceStep) -> str:
+    if isinstance(step, ClearStep):
+        return f"{step.layer}: clear %{step.slot}"
+    if isinstance(step, LibraryStep):
+        operands = ", ".join(f"%{item.slot}" for item in step.operands)
+        return f"{step.layer}: {step.library}({operands})"
+    function = program.functions[step.function]
+    used = ", ".join(
+        f"%{item.slot}" for item in step.parameters if isinstance(item, (Pointer, TensorMap))
+    )
+    grid = " x ".join(map(str, step.grid))
+    return f"{step.layer}: {function.entry}.{step.function}({used}) grid {grid}"
 
 
 def _guard(guard: Guard) -> str:

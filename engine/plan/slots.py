@@ -74,7 +74,7 @@ def check_slots(
             refuse(f"{at}.offset", "a slot that is no view has an offset")
         if slot.place == "weight":
             _weight(slot, at, weights)
-        elif slot.place == "arena" and not is_fixed(slot):
+        elif slot.place in ("arena", "zeros") and not is_fixed(slot):
             refuse(at, f"{slot.type} is no tensor of known size")
         _size(slot, at, bounds, points, top=top)
     roots = _roots(program, where)
@@ -119,7 +119,9 @@ def _size(
         for point in points if isinstance(dim, Size) else ():
             if symbols(dim) <= point.keys() and evaluate(dim, point) < 0:
                 refuse(f"{where}.type", f"axis {axis} is negative at {dict(point)}")
-    if math.isinf(nbytes) and (slot.place in ("arena", "weight") or slot.alias is not None):
+    if math.isinf(nbytes) and (
+        slot.place in ("arena", "weight", "zeros") or slot.alias is not None
+    ):
         refuse(f"{where}.type", "the greatest size has no bound")
     if nbytes > LARGEST_PRODUCT and not math.isinf(nbytes):
         refuse(f"{where}.type", "the greatest size passes 2**62 bytes")

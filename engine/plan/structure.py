@@ -14,6 +14,7 @@ from engine.plan.recipes import RecipeStep
 
 __all__ = [
     "ChooseStep",
+    "FlatStep",
     "Guard",
     "HostFunction",
     "HostStep",
@@ -131,7 +132,8 @@ class ChooseStep:
     cases: tuple[tuple[tuple[Guard, ...], tuple[Step, ...]], ...]
 
 
-Step = KernelStep | HostStep | ChooseStep | LaunchStep | LibraryStep | ClearStep
+FlatStep = KernelStep | HostStep | LaunchStep | LibraryStep | ClearStep
+Step = FlatStep | ChooseStep
 
 
 @dataclass(frozen=True, slots=True)

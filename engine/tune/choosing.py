@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from engine.ir.graph import Graph, Node
 from engine.plan.structure import Symbol
 from engine.tactics import Candidate, candidates
+from engine.target import describe
 from engine.tune.records import TimingRecord, layer_signature
 
 if TYPE_CHECKING:
@@ -42,9 +43,10 @@ def choose(
         if known is None or _weight(record) > _weight(known):
             table[record.key] = record
     point = usual_point(symbols)
+    target = describe(options.target)
     choices = {}
     for node in graph.nodes:
-        offered, _ = candidates(node, options.tactics, point)
+        offered, _ = candidates(node, options.tactics, point, target)
         if not offered:
             continue
         best = _best(node, offered, table, point, options.lockfile or {})

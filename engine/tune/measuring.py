@@ -17,6 +17,7 @@ from engine.plan.recipes import apply
 from engine.runtime.context import Context
 from engine.runtime.engine import Engine
 from engine.tactics import Candidate, candidates
+from engine.target import describe
 from engine.tune.isolation import isolate, random_array
 
 __all__ = ["Measurement", "measure", "prepare_engines"]
@@ -123,7 +124,7 @@ def _at_fixed_sizes(node: Node, offered: Sequence[Candidate]) -> list[Candidate]
     A tactic that does not offer a choice at these sizes keeps the candidate as it was.
     """
     sources = sorted({candidate.tactic.split(".")[0] for candidate in offered})
-    again, _ = candidates(node, sources, {})
+    again, _ = candidates(node, sources, {}, describe())
     known = {_identity(candidate): candidate for candidate in again}
     return [known.get(_identity(candidate), candidate) for candidate in offered]
 

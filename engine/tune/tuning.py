@@ -63,10 +63,11 @@ def toolchain_digest() -> str:
 def tuning_tasks(graph: Graph, options: BuildOptions, known: Iterable[TimingRecord]) -> list[Task]:
     """The layers for which more than one candidate is offered and some were never measured."""
     point = usual_point(profile_symbols(graph, options.profile))
+    target = describe(options.target)
     measured = {record.key for record in known}
     tasks: dict[str, Task] = {}
     for node in graph.nodes:
-        offered, _ = candidates(node, options.tactics, point)
+        offered, _ = candidates(node, options.tactics, point, target)
         chosen = offered[: BREADTH[options.level]]
         if len(chosen) < 2:
             continue

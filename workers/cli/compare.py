@@ -145,7 +145,8 @@ def _layers(
     from engine.debug.layers import compare_layers
     from engine.jobs import read_options as engine_options
 
-    graph = optimise(read_model(model, engine_options(options)))
+    wanted = engine_options(options)
+    graph = optimise(read_model(model, wanted), wanted.precision)
     found: list[LayerDifference] = list(compare_layers(engine, graph, feeds))
     first = next((item.layer for item in found if not item.difference.error <= tolerance), None)
     return {

@@ -44,7 +44,7 @@ def _model(path: Path, options: Json, *, as_text: bool, onnx: Path | None, as_js
     wanted = engine_options(options)
     graph = read_model(path, wanted)
     before = _counts(graph)
-    optimise(graph)
+    optimise(graph, wanted.precision)
     if onnx is not None:
         _write(graph, onnx)
     if as_json:

@@ -23,6 +23,7 @@ from engine.plan.recipes import apply
 from engine.runtime.engine import Engine
 from engine.tactics import Candidate, candidates
 from engine.tactics.tactic import _TACTICS
+from engine.target import describe
 
 FLOAT = DType.FLOAT32
 BIAS = call("add", load(0, FLOAT), load(1, FLOAT))
@@ -60,7 +61,7 @@ def run(graph: Graph, candidate: Candidate, feeds: dict[str, Any]) -> Any:
 def check(graph: Graph, *, wanted: set[str]) -> None:
     """All candidates agree with the meaning, and the tactics expected are among them."""
     node = graph.nodes[0]
-    offered, _ = candidates(node, ("c", "numpy"), {})
+    offered, _ = candidates(node, ("c", "numpy"), {}, describe())
     assert wanted <= {candidate.tactic for candidate in offered}
     generator = np.random.default_rng(1)
     feeds = {
@@ -215,7 +216,7 @@ def test_regions_of_channels(op: Operator) -> None:
 
 def test_every_tactic_is_exercised_here() -> None:
     """The names in this file cover c_gemm, c_convolution, c_windows, c_attention and the rest."""
-    candidates(layer(FusedMatMul(), [array(2, 2), array(2, 2)]).nodes[0], ("c",), {})
+    candidates(layer(FusedMatMul(), [array(2, 2), array(2, 2)]).nodes[0], ("c",), {}, describe())
     assert set(_TACTICS) == {
         *("c.attention", "c.concat", "c.convolution", "c.depthwise", "c.gemm", "c.pooling"),
         *("c.region", "c.transpose", "c.winograd", "numpy.meaning"),
@@ -224,7 +225,7 @@ def test_every_tactic_is_exercised_here() -> None:
 
 def test_what_c_does_not_know_is_refused_with_a_reason() -> None:
     graph = layer(FusedMatMul(), [np.ones((2, 2)), np.ones((2, 2))])
-    offered, refused = candidates(graph.nodes[0], ("c", "numpy"), {})
+    offered, refused = candidates(graph.nodes[0], ("c", "numpy"), {}, describe())
     assert {candidate.tactic for candidate in offered} == {"numpy.meaning"}
     assert [item.reason for item in refused if item.tactic == "c.gemm"] == [
         "only float32 is generated"

@@ -176,7 +176,7 @@ def layers(name: str) -> Iterator[tuple[Node, dict[str, int], list[Candidate]]]:
     """Every layer with each point and all candidates offered there."""
     for node in optimised(name).nodes:
         for point in CASES[name].points:
-            offered, refused = candidates(node, ("c", "numpy"), point)
+            offered, refused = candidates(node, ("c", "numpy"), point, describe())
             assert all(item.reason for item in refused)
             yield node, point, offered
 
@@ -232,7 +232,7 @@ def test_every_candidate_is_right_at_every_size(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_candidates_come_in_the_same_order_and_differ(name: str) -> None:
     for node, point, offered in layers(name):
-        again, _ = candidates(node, ("c", "numpy"), point)
+        again, _ = candidates(node, ("c", "numpy"), point, describe())
         keys = [identity(candidate) for candidate in offered]
         assert keys == [identity(candidate) for candidate in again]
         assert len(set(keys)) == len(keys)
@@ -241,9 +241,11 @@ def test_candidates_come_in_the_same_order_and_differ(name: str) -> None:
 def test_only_allowed_sources_offer() -> None:
     node = optimised("convolution").each("FusedConv")[0]
     point = {"N": 1, "H": 4}
-    assert candidates(node, (), point) == ([], [])
-    assert {c.tactic for c in candidates(node, ("numpy",), point)[0]} == {"numpy.meaning"}
-    assert all(c.tactic.startswith("c.") for c in candidates(node, ("c",), point)[0])
+    assert candidates(node, (), point, describe()) == ([], [])
+    assert {c.tactic for c in candidates(node, ("numpy",), point, describe())[0]} == {
+        "numpy.meaning"
+    }
+    assert all(c.tactic.startswith("c.") for c in candidates(node, ("c",), point, describe())[0])
 
 
 @pytest.mark.parametrize(
@@ -268,7 +270,7 @@ def test_a_tactic_that_does_not_serve_says_why(body: str, reason: str) -> None:
     run_pipeline(graph)
     refused: list[Refusal] = []
     for node in graph.nodes:
-        refused += candidates(node, ("c",), {"N": 2, "K": 6})[1]
+        refused += candidates(node, ("c",), {"N": 2, "K": 6}, describe())[1]
     assert any(reason in item.reason for item in refused), [item.reason for item in refused]
 
 

@@ -16,6 +16,7 @@ from engine.ir.graph import Graph, Node
 from engine.onnx_io import read
 from engine.passes import run_pipeline
 from engine.tactics import Candidate, candidates
+from engine.target import describe
 from engine.tune.choosing import TIE_SHARE, choose, usual_point
 from engine.tune.records import TimingRecord, layer_description, layer_signature
 from tests.engine.small_models import graph_of, model
@@ -32,7 +33,7 @@ def prepared(body: str = BODY) -> Graph:
 
 GRAPH = prepared()
 (NODE,) = GRAPH.nodes
-OFFERED = candidates(NODE, ("c", "numpy"), {})[0]
+OFFERED = candidates(NODE, ("c", "numpy"), {}, describe())[0]
 SIGNATURE, _ = layer_signature(NODE, {})
 
 

@@ -17,6 +17,7 @@ from engine.ops import find
 from engine.passes import run_pipeline
 from engine.runtime.compilation import find_compiler
 from engine.tactics import Candidate, candidates
+from engine.target import describe
 from engine.tune.isolation import isolate, random_array
 from engine.tune.measuring import SAMPLES, Measurement, measure
 from engine.tune.tuning import BREADTH, tune_graph, tuning_tasks
@@ -72,7 +73,7 @@ def test_random_data_fits_its_type(dtype: DType) -> None:
 def test_candidates_are_timed_and_wrong_ones_are_told_apart() -> None:
     (node,) = prepared().nodes
     point = {"N": 33}
-    offered = candidates(node, ("c",), point)[0][:2]
+    offered = candidates(node, ("c",), point, describe())[0][:2]
     bad = Candidate("c.wrong", {}, wrong)
     broken = Candidate("c.broken", {}, crash)
     found = measure(node, [*offered, bad, broken], point, samples=6)
