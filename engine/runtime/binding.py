@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,12 +15,13 @@ from engine.ir.types import Array, TensorType
 from engine.kernels.kernel import Kernel
 from engine.kernels.runner import Handle, Runner
 from engine.kernels.runner import Step as RunnerStep
-from engine.plan.arena import Arena, Request, plan_arena
-from engine.plan.slots import is_fixed, root_of
-from engine.plan.structure import ChooseStep, Guard, HostStep, KernelStep, Program, Step
+from engine.plan.arena import Arena, plan_arena
+from engine.plan.slots import is_fixed
+from engine.plan.structure import FlatStep, HostStep, KernelStep, Program
 from engine.runtime import blas
 from engine.runtime.feeds import owned
 from engine.runtime.host import HostCall
+from engine.runtime.steps import arena_requests, flat_steps, locate, slot_nbytes
 
 __all__ = ["BoundProgram", "Buffers", "arena_requests", "flat_steps"]
 
@@ -36,56 +37,14 @@ class Buffers:
     values: dict[int, Any] = field(default_factory=dict)
 
 
-def holds(guard: Guard, sizes: Mapping[str, int]) -> bool:
-    """Whether a guard is true for these sizes."""
-    left, right = evaluate(guard.left, sizes), evaluate(guard.right, sizes)
-    if guard.relation == "<=":
-        return left <= right
-    if guard.relation == "==":
-        return left == right
-    return left != 0 and right % left == 0
-
-
-def flat_steps(steps: Sequence[Step], sizes: Mapping[str, int]) -> Iterator[KernelStep | HostStep]:
-    """The steps that run for these sizes, with every choice made."""
-    for step in steps:
-        if isinstance(step, ChooseStep):
-            for guards, chosen in step.cases:
-                if all(holds(guard, sizes) for guard in guards):
-                    yield from flat_steps(chosen, sizes)
-                    break
-        else:
-            yield step
-
-
-def slot_nbytes(program: Program, index: int, sizes: Mapping[str, int]) -> int:
-    """Bytes of a tensor slot."""
-    kind = program.slots[index].type
-    assert isinstance(kind, TensorType)
-    return evaluate(kind.elements, sizes) * kind.dtype.nbytes
-
-
-def _touched(step: KernelStep | HostStep) -> list[int]:
-    if isinstance(step, KernelStep):
-        return [slot for slot, _ in step.operands]
-    return [slot for slot in (*step.inputs, *step.outputs) if slot is not None]
-
-
-def arena_requests(
-    program: Program, steps: Sequence[KernelStep | HostStep], sizes: Mapping[str, int]
-) -> list[Request]:
-    """One request per arena slot: its bytes, and the first and last step that touch it."""
-    first: dict[int, int] = {}
-    last: dict[int, int] = {}
-    for position, step in enumerate(steps):
-        for slot in _touched(step):
-            root = root_of(program, slot)
-            if program.slots[root].place == "arena":
-                first.setdefault(root, position)
-                last[root] = position
-    return [
-        Request(root, slot_nbytes(program, root, sizes), first[root], last[root]) for root in first
-    ]
+def _runs_here(step: FlatStep) -> KernelStep | HostStep:
+    """The step itself; PlanCorruptError for one that only a GPU runs."""
+    if not isinstance(step, KernelStep | HostStep):
+        raise PlanCorruptError(
+            f"layer {step.layer} runs on a GPU, the plan says it is for this processor; "
+            "build the model again"
+        )
+    return step
 
 
 @dataclass(slots=True)
@@ -113,7 +72,7 @@ class BoundProgram:
         calls: Mapping[int, HostCall],
     ) -> None:
         self.program, self.sizes, self.weights = program, dict(sizes), weights
-        self.steps = list(flat_steps(program.steps, sizes))
+        self.steps = [_runs_here(step) for step in flat_steps(program.steps, sizes)]
         self.arena: Arena = plan_arena(arena_requests(program, self.steps, sizes))
         self._memory: Array = np.empty(0, np.uint8)
         self._calls = calls
@@ -175,13 +134,7 @@ class BoundProgram:
 
     def _locate(self, slot: int, elements: int) -> tuple[int, int]:
         """The root of a slot, and where ``elements`` into the slot lies in it, in bytes."""
-        kind = self.program.slots[slot].type
-        assert isinstance(kind, TensorType)
-        nbytes = elements * kind.dtype.nbytes
-        while (above := self.program.slots[slot].alias) is not None:
-            nbytes += evaluate(self.program.slots[slot].offset, self.sizes)
-            slot = above
-        return slot, nbytes
+        return locate(self.program, slot, elements, self.sizes)
 
     def _check_extents(self, kernel: Kernel, step: KernelStep, sizes: tuple[int, ...]) -> None:
         """No kernel may touch memory outside its operands, whatever a plan file says."""
