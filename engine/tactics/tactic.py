@@ -13,12 +13,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 from engine.ir.graph import Node, Value
 from engine.ir.types import TensorType, is_bound
 from engine.plugins import load_plugins
-from engine.target import Target
+from engine.target import CudaTarget, Target
 
 if TYPE_CHECKING:
     from engine.lower.builder import ProgramBuilder
 
-__all__ = ["Candidate", "Refusal", "Tactic", "candidates", "register"]
+__all__ = [
+    "Candidate",
+    "Refusal",
+    "Tactic",
+    "candidates",
+    "is_last_resort",
+    "register",
+    "restore",
+]
 
 Emit = Callable[["ProgramBuilder", Node, int], None]
 
@@ -93,7 +101,7 @@ def candidates(
     """Every candidate of the given sources ("c", "numpy", ...), and the refusals with reasons.
 
     The tactics of one source take turns, so that a search of any breadth tries them all; one with
-    a true attribute ``specialised`` begins.
+    a true attribute ``specialised`` begins, one with a true ``last_resort`` ends.
     """
     _discover()
     if not all(_is_settled(value) for value in (*node.inputs, *node.outputs)):
@@ -116,7 +124,30 @@ def candidates(
         for candidate in turn
         if candidate is not None
     ]
-    return found, refused
+    return sorted(found, key=lambda item: is_last_resort(item, target)), refused
+
+
+def restore(node: Node, tactic: str, choice: Mapping[str, Any], target: Target) -> Candidate | None:
+    """A candidate that was measured, where its tactic does not list it now.
+
+    Libraries list their algorithms only where the device is; a tactic with a method ``restore``
+    makes the candidate from the recorded choice alone. None when it cannot.
+    """
+    _discover()
+    maker = getattr(_TACTICS.get(tactic), "restore", None)
+    found: Candidate | None = None if maker is None else maker(node, choice, target)
+    return found
+
+
+def is_last_resort(candidate: Candidate, target: Target) -> bool:
+    """Whether a candidate serves only where nothing made for the layer does.
+
+    Those are tactics that say so by a true ``last_resort``, and for a GPU every meaning.
+    """
+    _discover()
+    if isinstance(target, CudaTarget) and candidate.tactic.split(".")[0] in ("numpy", "cupy"):
+        return True
+    return bool(getattr(_TACTICS.get(candidate.tactic), "last_resort", False))
 
 
 def _preference(source: str) -> tuple[int, str]:

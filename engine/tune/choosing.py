@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from engine.ir.graph import Graph, Node
 from engine.plan.structure import Symbol
-from engine.tactics import Candidate, candidates
-from engine.target import describe
+from engine.tactics import Candidate, candidates, restore
+from engine.target import Target, describe
 from engine.tune.records import TimingRecord, layer_signature
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ __all__ = ["choose", "usual_point"]
 
 #: Candidates within this share of the best time are tied (or twice the spread, if that is more).
 TIE_SHARE = 0.02
+#: The records of each layer, by tactic and choice.
+Table = dict[str, dict[tuple[str, str], TimingRecord]]
 
 
 def usual_point(symbols: Sequence[Symbol]) -> dict[str, int]:
@@ -37,19 +39,23 @@ def choose(
     Among candidates tied with the fastest the lockfile's choice wins, then the order in which
     tactics offer them. Without records the lockfile's choice is taken, else the first candidate.
     """
-    table: dict[tuple[str, str, str], TimingRecord] = {}
+    table: Table = {}
     for record in records:
-        known = table.get(record.key)
+        rows = table.setdefault(record.signature, {})
+        known = rows.get(record.key[1:])
         if known is None or _weight(record) > _weight(known):
-            table[record.key] = record
+            rows[record.key[1:]] = record
     point = usual_point(symbols)
     target = describe(options.target)
     choices = {}
     for node in graph.nodes:
         offered, _ = candidates(node, options.tactics, point, target)
+        signature, _ = layer_signature(node, point)
+        rows = table.get(signature, {})
+        offered += _restored(node, offered, rows, options.tactics, target)
         if not offered:
             continue
-        best = _best(node, offered, table, point, options.lockfile or {})
+        best = _best(offered, rows, (options.lockfile or {}).get(signature))
         if best is not None:
             choices[node.name] = best
     return choices
@@ -60,25 +66,43 @@ def _weight(record: TimingRecord) -> tuple[bool, int, float, float]:
     return record.status == "ok", record.samples, -record.time_ns, -record.spread
 
 
-def _best(
+def _identity(candidate: Candidate) -> tuple[str, str]:
+    return candidate.tactic, json.dumps(dict(candidate.choice), sort_keys=True)
+
+
+def _restored(
     node: Node,
     offered: Sequence[Candidate],
-    table: Mapping[tuple[str, str, str], TimingRecord],
-    point: Mapping[str, int],
-    lockfile: Mapping[str, Any],
+    rows: Mapping[tuple[str, str], TimingRecord],
+    sources: Sequence[str],
+    target: Target,
+) -> list[Candidate]:
+    """Candidates that were measured and are not offered here, as algorithms of libraries."""
+    known = {_identity(candidate) for candidate in offered}
+    found = []
+    for identity in sorted(set(rows) - known):
+        record = rows[identity]
+        if record.status == "ok" and record.tactic.split(".")[0] in sources:
+            candidate = restore(node, record.tactic, record.choice, target)
+            if candidate is not None:
+                found.append(candidate)
+    return found
+
+
+def _best(
+    offered: Sequence[Candidate],
+    rows: Mapping[tuple[str, str], TimingRecord],
+    locked: Any,
 ) -> tuple[Candidate, int] | None:
     """The best candidate, None when there is none that is not known to fail."""
-    signature, _ = layer_signature(node, point)
     measured: list[tuple[Candidate, TimingRecord]] = []
     untried: list[Candidate] = []
     for candidate in offered:
-        key = signature, candidate.tactic, json.dumps(dict(candidate.choice), sort_keys=True)
-        record = table.get(key)
+        record = rows.get(_identity(candidate))
         if record is None:
             untried.append(candidate)
         elif record.status == "ok":
             measured.append((candidate, record))
-    locked = lockfile.get(signature)
     if not measured:
         chosen = next((c for c in untried if _is_locked(c, locked)), next(iter(untried), None))
         return None if chosen is None else (chosen, 0)

@@ -17,8 +17,8 @@ from engine.lower.builder import ProgramBuilder
 from engine.profile import profile_symbols
 from engine.runtime.compilation import Function, find_compiler, load
 from engine.runtime.kernels import kernel_function
-from engine.tactics import Candidate, candidates
-from engine.target import describe
+from engine.tactics import Candidate, candidates, is_last_resort
+from engine.target import CudaTarget, Target, describe
 from engine.tune.choosing import usual_point
 from engine.tune.measuring import measure
 from engine.tune.records import TimingRecord, layer_signature
@@ -35,8 +35,10 @@ __all__ = [
     "tuning_tasks",
 ]
 
-#: Candidates measured per layer, by level; level 0 measures nothing.
+#: Candidates measured per layer of a CPU, by level; level 0 measures nothing.
 BREADTH = {0: 0, 1: 2, 2: 3, 3: 4, 4: 8, 5: 10_000}
+#: Candidates measured per layer and tactic of a GPU, where many compile in parallel.
+DEVICE_BREADTH = {0: 0, 1: 2, 2: 4, 3: 8, 4: 16, 5: 10_000}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ def tuning_tasks(graph: Graph, options: BuildOptions, known: Iterable[TimingReco
     tasks: dict[str, Task] = {}
     for node in graph.nodes:
         offered, _ = candidates(node, options.tactics, point, target)
-        chosen = offered[: BREADTH[options.level]]
+        chosen = likeliest(offered, options.level, target)
         if len(chosen) < 2:
             continue
         signature, own_point = layer_signature(node, point)
@@ -77,6 +79,24 @@ def tuning_tasks(graph: Graph, options: BuildOptions, known: Iterable[TimingReco
             continue
         tasks.setdefault(signature, Task(signature, node, point, own_point, tuple(chosen)))
     return list(tasks.values())
+
+
+def likeliest(offered: Sequence[Candidate], level: int, target: Target) -> list[Candidate]:
+    """The candidates worth measuring at a level.
+
+    On a GPU each tactic sends its best, and what is of last resort stays out when others are there.
+    """
+    if not isinstance(target, CudaTarget):
+        return list(offered[: BREADTH[level]])
+    taken: dict[str, int] = {}
+    chosen = []
+    for candidate in offered:
+        if chosen and level < 5 and is_last_resort(candidate, target):
+            continue
+        count = taken[candidate.tactic] = taken.get(candidate.tactic, 0) + 1
+        if count <= DEVICE_BREADTH[level]:
+            chosen.append(candidate)
+    return chosen
 
 
 def measure_task(task: Task, target: Mapping[str, Any]) -> list[TimingRecord]:
