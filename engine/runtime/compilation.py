@@ -39,6 +39,7 @@ __all__ = [
     "function_key",
     "is_cached",
     "load",
+    "place",
     "why_no_compiler",
 ]
 
@@ -75,7 +76,7 @@ def _identity(path: Path, command: Sequence[str]) -> str:
         pass
     answer = subprocess.run([*command, "--version"], capture_output=True, timeout=30, check=True)
     version = answer.stdout.decode(errors="replace").partition("\n")[0]
-    _place(note, version.encode())
+    place(note, version.encode())
     return facts + "\n" + version
 
 
@@ -134,11 +135,14 @@ def _temporary_folder(reason: str) -> Path:
     return folder
 
 
-def cache_folder() -> Path:
-    """Where compiled objects are kept: ENGINEFARM_CACHE or the user's cache folder, mode 0700."""
+def cache_folder(kind: str = "c") -> Path:
+    """Where compiled objects are kept: ENGINEFARM_CACHE or the user's cache folder, mode 0700.
+
+    Objects of each ``kind`` have a folder of their own.
+    """
     chosen = os.environ.get("ENGINEFARM_CACHE")
     parent = Path(chosen) if chosen else Path(platformdirs.user_cache_dir("enginefarm"))
-    return _prepared(parent / "c")
+    return _prepared(parent / kind)
 
 
 @functools.cache
@@ -165,7 +169,7 @@ def function_key(function: Function, compiler: Compiler, isa: Isa) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
 
 
-def _place(path: Path, content: bytes) -> None:
+def place(path: Path, content: bytes) -> None:
     """Write a file aside and rename it, so that readers see all of it or nothing."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
     try:
@@ -209,8 +213,8 @@ def _compile(function: Function, compiler: Compiler, isa: Isa, path: Path) -> No
         raise KernelError(f"{compiler.command[0]} could not be run: {error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    _place(path, content)
-    _place(path.with_suffix(".sha256"), hashlib.sha256(content).hexdigest().encode())
+    place(path, content)
+    place(path.with_suffix(".sha256"), hashlib.sha256(content).hexdigest().encode())
 
 
 _RUNNING: dict[subprocess.Popen[bytes], Path] = {}
