@@ -37,21 +37,25 @@ PARTS: dict[str, set[str]] = {
     "engine.runtime.compilation": TYPES | {"engine.kernels.isa"},
     "engine.kernels": TYPES | {"engine.ops", "engine.kernels.isa", "engine.runtime.compilation"},
     "engine.plan": TYPES | KERNELS,
+    "engine.templates": TYPES | {"engine.ops", "engine.plan", "engine.cuda"},
+    "engine.cuda": TYPES
+    | {"engine.ops", "engine.plan", "engine.target", "engine.templates"}
+    | {"engine.runtime.compilation"},
     "engine.profile": TYPES | {"engine.ir", "engine.plan"},
-    "engine.target": TYPES | KERNELS | {"engine.plan"},
-    "engine.runtime": TYPES | KERNELS | {"engine.plan"},
+    "engine.target": TYPES | KERNELS | {"engine.plan", "engine.cuda"},
+    "engine.runtime": TYPES | KERNELS | {"engine.plan", "engine.cuda", "engine.target"},
     "engine.lower.placement": TYPES | {"engine.ops", "engine.ir"},
     "engine.lower.builder": TYPES
     | KERNELS
-    | {"engine.ir", "engine.passes", "engine.plan", "engine.lower.placement"},
+    | {"engine.ir", "engine.passes", "engine.plan", "engine.lower.placement", "engine.cuda"},
     "engine.tactics": TYPES
     | KERNELS
     | {"engine.ir", "engine.passes", "engine.plan", "engine.lower.builder"}
-    | {"engine.lower.placement"},
+    | {"engine.lower.placement", "engine.cuda", "engine.target", "engine.templates"},
     "engine.lower": TYPES
     | KERNELS
     | {"engine.ir", "engine.passes", "engine.plan", "engine.lower.builder", "engine.tactics"}
-    | {"engine.lower.placement"},
+    | {"engine.lower.placement", "engine.cuda"},
 }
 # Not listed above, hence free inside the engine: the entry points, tuning and debugging.
 FREE = {"engine", "engine.building", "engine.loading", "engine.tune", "engine.debug"}
@@ -74,7 +78,10 @@ THIRD_PARTY = {
     "rich": ("workers",),
     "celery": ("workers.app",),
     "fastapi": ("scheduler",),
-    "triton": ("engine.tactics", "engine.tune"),
+    "triton": ("engine.templates", "engine.cuda"),
+    "cuda": ("engine.cuda",),
+    "cudnn": ("engine.cuda",),
+    "cupy": ("engine.runtime",),
 }
 
 
