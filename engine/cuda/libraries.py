@@ -14,10 +14,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from engine.errors import MissingExtraError
-from engine.target import CudaTarget
+from engine.errors import DeviceError, MissingExtraError
+from engine.target import CudaTarget, describe
 
-__all__ = ["Library", "LibraryName", "PreparedCall", "load_shared", "open_library"]
+__all__ = [
+    "Library",
+    "LibraryName",
+    "PreparedCall",
+    "load_shared",
+    "open_library",
+    "why_no_device",
+]
 
 LibraryName = Literal["cublaslt", "cudnn"]
 
@@ -83,6 +90,24 @@ def open_library(name: LibraryName) -> Library:
     from engine.cuda.cudnn_graph import CudnnGraphs
 
     return CudnnGraphs()
+
+
+def why_no_device(target: CudaTarget) -> str:
+    """Why no library can be asked what it offers on a target here; "" when one can be.
+
+    Libraries enumerate on the device itself. Elsewhere their choices come from timing records.
+    """
+    try:
+        here = describe("cuda")
+    except (DeviceError, MissingExtraError) as error:
+        return f"no device to ask for algorithms ({error})"
+    assert isinstance(here, CudaTarget)
+    if (here.capability, here.name) != (target.capability, target.name):
+        return (
+            f"no device to ask for algorithms: the GPU here is {here.device_class}, the target "
+            f"{target.device_class}"
+        )
+    return ""
 
 
 def load_shared(soname: str, folders: Sequence[str], extra: str, purpose: str) -> ctypes.CDLL:
