@@ -39,7 +39,8 @@ class Attention(Kernel):
     The elements of a head are adjacent; every other stride is free, so that packed projections are
     read in place and heads are merged as they are written. ``mask`` is added to the scaled scores:
     "key" has one value per key and batch (and head), "full" one per query too, keys adjacent.
-    ``causal`` lets query i see keys up to i + past. A query that sees no key gives NaN.
+    ``causal`` lets query i see keys up to i + past. A query that sees no key gives NaN, zeros when
+    ``guarded``.
     """
 
     kind: ClassVar[str] = "attention"
@@ -50,6 +51,7 @@ class Attention(Kernel):
     causal: bool = False
     query_block: int = 32
     key_block: int = 128
+    guarded: bool = False
 
     def to_json(self) -> dict[str, object]:
         """All fields; the scale as its exact hexadecimal text."""
@@ -60,12 +62,13 @@ class Attention(Kernel):
             "causal": self.causal,
             "query_block": self.query_block,
             "key_block": self.key_block,
+            "guarded": self.guarded,
         }
 
     @classmethod
     def from_json(cls, fields: Mapping[str, object]) -> Self:
         """Read and check; raises ValueError naming the field at fault."""
-        names = ("head_size", "scale", "mask", "causal", "query_block", "key_block")
+        names = ("head_size", "scale", "mask", "causal", "query_block", "key_block", "guarded")
         refuse_others(fields, names)
         text = fields.get("scale")
         if not isinstance(text, str) or len(text) > 40:
@@ -80,6 +83,7 @@ class Attention(Kernel):
             causal=take_boolean(fields, "causal"),
             query_block=16 * take_integer({"query_block": _sixteens(fields)}, "query_block", 1, 4),
             key_block=take_integer(fields, "key_block", 16, 1024),
+            guarded=take_boolean(fields, "guarded"),
         )
 
     @property
@@ -178,7 +182,10 @@ class Attention(Kernel):
             top = scores.max(-1, keepdims=True, initial=-np.inf)
             weights = np.exp(scores - np.where(np.isinf(top) & (top < 0), 0, top))
             weights = weights.astype(np.float32)
-            out[...] = (weights @ v[:, index]) / weights.sum(-1, keepdims=True)
+            total = weights.sum(-1, keepdims=True)
+            if self.guarded:
+                total = np.where(total == 0, np.float32(1), total)
+            out[...] = (weights @ v[:, index]) / total
 
 
 def _sixteens(fields: Mapping[str, object]) -> int:
@@ -189,13 +196,19 @@ def _sixteens(fields: Mapping[str, object]) -> int:
 
 
 def candidates(
-    *, head_size: int, scale: float, mask: str = "none", causal: bool = False, keys: int = 128
+    *,
+    head_size: int,
+    scale: float,
+    mask: str = "none",
+    causal: bool = False,
+    keys: int = 128,
+    guarded: bool = False,
 ) -> list[Attention]:
     """Parameter sets worth measuring, the likely best first."""
     longest = max(16, min(1024, -(-keys // 16) * 16))
     blocks = sorted({min(128, longest), min(256, longest)})
     return [
-        Attention(head_size, scale, mask, causal, query_block, key_block)
+        Attention(head_size, scale, mask, causal, query_block, key_block, guarded)
         for query_block in (32, 64)
         for key_block in blocks
     ]

@@ -179,7 +179,7 @@ void @NAME@(void *const *pointer, const int64_t *size, int64_t begin, int64_t en
       ef_values(s, to - from, v + from * v_row, v_row, alpha, o);
     }
     for (int l = 0; l < lanes; ++l) {
-      const float inverse = 1.0f / sum[l];
+      const float inverse = @INVERSE@;
       for (int d = 0; d < HEAD; ++d) out[l * o_row + d] = o[l * PADDED + d] * inverse;
     }
   }
@@ -206,6 +206,7 @@ def print_attention(kernel: Attention, name: str, isa: Isa) -> str:
         "MASK_POINTER": pointer if masked else "",
         "MASK": _mask(kernel),
         "LIMIT": limit if kernel.causal else "",
+        "INVERSE": "sum[l] == 0.0f ? 0.0f : 1.0f / sum[l]" if kernel.guarded else "1.0f / sum[l]",
     }
     body = _BODY
     for key, value in values.items():

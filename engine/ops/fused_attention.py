@@ -13,7 +13,14 @@ from engine.ir.types import Array, DType, Operand, TensorType, Type
 from engine.ops.operator import DOMAIN, Operator, register
 from engine.ops.region import solve_symbols
 
-__all__ = ["FusedAttention", "HeadAccess"]
+__all__ = ["DTYPES", "FusedAttention", "HeadAccess"]
+
+#: Floats that queries, keys, values, the mask and the result may be.
+DTYPES = (DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16)
+_FIELDS = frozenset(
+    ("head_size", "scale", "sizes", "accesses", "shape", "operands", "mask", "causal", "group")
+    + ("dtype", "past", "position", "guarded")
+)
 
 Dims = tuple[Dim, ...]
 
@@ -35,11 +42,16 @@ class HeadAccess:
 @register("FusedAttention", domain=DOMAIN)
 @dataclass(frozen=True, slots=True)
 class FusedAttention(Operator):
-    """softmax(scale Q K^T + mask) V, float32; inputs are Q, K, V (often one packed tensor), mask.
+    """softmax(scale Q K^T + mask) V in float32, rounded once to ``dtype``.
 
+    Inputs are Q, K, V (often one packed tensor), a mask when ``mask`` is not "none", a position
+    when ``position`` is not "none"; floats of 16 or 32 bits, the position int32 or int64.
     ``sizes`` are batch, heads, queries, keys; ``group`` query heads share a key head. The mask is
-    added; "key" has one value per key, "full" one per query and key. The output has ``shape`` and
-    is written through ``out``. ``operands`` are the input shapes, from which symbols get values.
+    added; "key" has one value per key, "full" one per query and key. ``causal`` lets query i see
+    the keys up to i + ``past``; with a position ("one" number for all, or one of each sample of the
+    "batch") up to i + past + position, or past + position for every query when not causal. A query
+    that sees no key gives NaN, zeros when ``guarded``. The output has ``shape`` and is written
+    through ``out``. ``operands`` are the input shapes, from which symbols get values.
     """
 
     head_size: int
@@ -55,33 +67,66 @@ class FusedAttention(Operator):
     mask_access: HeadAccess = HeadAccess(0, 0, 0, 0)
     causal: bool = False
     group: int = 1
+    dtype: DType = DType.FLOAT32
+    past: Dim = 0
+    position: str = "none"
+    guarded: bool = False
+
+    @property
+    def mask_place(self) -> int | None:
+        """Which input the mask is."""
+        return None if self.mask == "none" else 3
+
+    @property
+    def position_place(self) -> int | None:
+        """Which input the position is."""
+        if self.position == "none":
+            return None
+        return 3 if self.mask == "none" else 4
 
     def infer(self, *operands: Operand | None) -> Sequence[Type]:
-        return [TensorType(DType.FLOAT32, self.shape)]
+        return [TensorType(self.dtype, self.shape)]
 
     def meaning(self, *inputs: Array) -> Array:
         arrays = [np.asarray(item, order="C") for item in inputs]
         known = solve_symbols(self.operands, arrays)
         batch, heads, queries, keys = (evaluate(dim, known) for dim in self.sizes)
         shared = -(-heads // self.group)
-        q = _view(arrays[0], self.query, (batch, heads, queries, self.head_size), known)
-        k = _view(arrays[1], self.key, (batch, shared, keys, self.head_size), known)
-        v = _view(arrays[2], self.value, (batch, shared, keys, self.head_size), known)
+        q = _read(arrays[0], self.query, (batch, heads, queries, self.head_size), known)
+        k = _read(arrays[1], self.key, (batch, shared, keys, self.head_size), known)
+        v = _read(arrays[2], self.value, (batch, shared, keys, self.head_size), known)
         index = np.arange(heads) // self.group
         scores = (q * np.float32(self.scale)) @ k[:, index].swapaxes(-1, -2)
-        if self.mask != "none":
+        if self.mask_place is not None:
             rows = queries if self.mask == "full" else 1
-            scores = scores + _view(arrays[3], self.mask_access, (batch, heads, rows, keys), known)
-        if self.causal:
-            visible = np.arange(keys) <= np.arange(queries)[:, None]
-            scores = np.where(visible, scores, np.float32("-inf"))
-        scores = scores - scores.max(-1, keepdims=True, initial=-np.inf)
-        weights = np.exp(scores)
-        weights /= weights.sum(-1, keepdims=True)
-        result = np.empty([evaluate(dim, known) for dim in self.shape], np.float32)
+            seen = (batch, heads, rows, keys)
+            scores = scores + _read(arrays[self.mask_place], self.mask_access, seen, known)
+        last = self._last_visible(arrays, queries, known)
+        if last is not None:
+            scores = np.where(np.arange(keys) <= last, scores, np.float32("-inf"))
+        with np.errstate(invalid="ignore"):
+            scores = scores - scores.max(-1, keepdims=True, initial=-np.inf)
+            weights = np.exp(scores)
+            weights /= weights.sum(-1, keepdims=True)
+        if self.guarded:
+            weights = np.where(np.isnan(weights), np.float32(0), weights)
+        result = np.empty([evaluate(dim, known) for dim in self.shape], self.dtype.numpy)
         out = _view(result, self.out, (batch, heads, queries, self.head_size), known)
-        out[...] = weights @ v[:, index]
+        out[...] = (weights @ v[:, index]).astype(self.dtype.numpy)
         return result
+
+    def _last_visible(
+        self, arrays: Sequence[Array], queries: int, known: Mapping[str, int]
+    ) -> Array | None:
+        """The last key that each query sees, [batch or 1, 1, queries, 1]; None for all keys."""
+        if not self.causal and self.position_place is None:
+            return None
+        last = np.zeros((1, 1, queries, 1), np.int64) + evaluate(self.past, known)
+        if self.causal:
+            last = last + np.arange(queries)[:, None]
+        if self.position_place is not None:
+            last = last + arrays[self.position_place].reshape(-1, 1, 1, 1).astype(np.int64)
+        return np.asarray(last)
 
     def attributes(self) -> dict[str, Any]:
         """Everything as JSON; sizes that may be symbolic in their own form."""
@@ -98,17 +143,24 @@ class FusedAttention(Operator):
             "mask": self.mask,
             "causal": self.causal,
             "group": self.group,
+            "dtype": self.dtype.value,
+            "past": dim_to_json(self.past),
+            "position": self.position,
+            "guarded": self.guarded,
         }
 
     @classmethod
     def from_attributes(cls, values: Mapping[str, Any]) -> FusedAttention:
         """Read `attributes`' JSON, which may be hostile; ValueError says what is wrong."""
-        wanted = {"head_size", "scale", "sizes", "accesses", "shape", "operands", "mask", "causal"}
-        if set(values) != wanted | {"group"}:
+        if set(values) != _FIELDS:
             raise ValueError("an attention has other fields than it should")
         accesses = [HeadAccess(*_dims(item, 4)) for item in _rows(values["accesses"], 5)]
         if len(accesses) != 5 or values["mask"] not in ("none", "key", "full"):
             raise ValueError("an attention needs five accesses and a kind of mask")
+        if values["position"] not in ("none", "one", "batch"):
+            raise ValueError("an attention's position is neither none, one nor batch")
+        if values["dtype"] not in [dtype.value for dtype in DTYPES]:
+            raise ValueError(f"an attention gives {values['dtype']!r}, expected a float")
         head_size, group = values["head_size"], values["group"]
         if type(head_size) is not int or not 1 <= head_size <= 4096 or type(group) is not int:
             raise ValueError("an attention's head size or group is no such number")
@@ -123,12 +175,23 @@ class FusedAttention(Operator):
             accesses[2],
             accesses[3],
             tuple(_dim(item) for item in _rows(values["shape"], 8)),
-            tuple(tuple(map(_dim, _rows(item, 8))) for item in _rows(values["operands"], 4)),
+            tuple(tuple(map(_dim, _rows(item, 8))) for item in _rows(values["operands"], 5)),
             mask=values["mask"],
             mask_access=accesses[4],
             causal=bool(values["causal"]),
             group=group,
+            dtype=DType(values["dtype"]),
+            past=_dim(values["past"]),
+            position=values["position"],
+            guarded=bool(values["guarded"]),
         )
+
+
+def _read(
+    array: Array, access: HeadAccess, shape: tuple[int, ...], known: Mapping[str, int]
+) -> Array:
+    """A strided operand as float32."""
+    return np.asarray(_view(array, access, shape, known), np.float32)
 
 
 def _view(

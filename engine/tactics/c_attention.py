@@ -28,7 +28,10 @@ class CAttention:
         """One candidate per block size worth measuring."""
         op = node.op
         assert isinstance(op, FusedAttention)
-        if any(v is not None and v.tensor.dtype is not DType.FLOAT32 for v in node.inputs):
+        if op.position != "none":
+            return Refusal(self.name, "a position from a tensor has no kernel")
+        values = [*node.inputs, *node.outputs]
+        if any(v is not None and v.tensor.dtype is not DType.FLOAT32 for v in values):
             return Refusal(self.name, "only float32 is generated")
         kernels = candidates(
             head_size=op.head_size,
@@ -36,6 +39,7 @@ class CAttention:
             mask=op.mask,
             causal=op.causal,
             keys=evaluate(op.sizes[3], point),
+            guarded=op.guarded,
         )
         return [self._candidate(kernel) for kernel in kernels]
 
@@ -60,7 +64,7 @@ def emit_attention(builder: ProgramBuilder, node: Node, layer: int, kernel: Atte
     ]
     operands.append((builder.slot(node.outputs[0]), op.out.offset))
     batch, heads, queries, keys = op.sizes
-    sizes: list[Dim] = [batch, heads, op.group, queries, keys, 0]
+    sizes: list[Dim] = [batch, heads, op.group, queries, keys, op.past if op.causal else 0]
     for access in (op.query, op.key, op.value, op.out, op.mask_access):
         sizes += [access.batch, access.head, access.row]
     builder.kernel(kernel, operands, sizes, layer)

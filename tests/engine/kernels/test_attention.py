@@ -116,6 +116,9 @@ def test_a_query_that_sees_no_key_gives_nan(check: Any, normal: Callable[..., Ar
     operands = [flat, flat[16:], flat[32:], mask, np.zeros(64, np.float32)]
     y = check.agree(Attention(16, 1.0, "key"), operands, packed_sizes(1, 1, 4, 16, (4, 0, 0)))
     assert np.isnan(y).all()
+    operands[-1] = np.ones(64, np.float32)
+    guarded = Attention(16, 1.0, "key", guarded=True)
+    assert not check.agree(guarded, operands, packed_sizes(1, 1, 4, 16, (4, 0, 0))).any()
 
 
 def test_large_scores_do_not_overflow(check: Any) -> None:
