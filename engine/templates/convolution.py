@@ -383,7 +383,7 @@ def _constants(
     steps = window.steps(tile)
     found |= {"BLOCKS": -(-window.channels // tile.depth), "STEPS": steps}
     found |= {"SWAPPED": tile.swapped, "SPLITS": tile.splits, "PART": -(-steps // tile.splits)}
-    return found | pixels | {"WAITS": waits}
+    return {**found, **pixels, "WAITS": waits}
 
 
 def convolution_kernel(
