@@ -55,7 +55,7 @@ def toolchain(name: str = "cpu") -> dict[str, Any]:
     from engine.plugins import load_plugins
     from engine.tune.tuning import toolchain_digest
 
-    return {"codegen": CODEGEN, "kernels": toolchain_digest(), "plugins": list(load_plugins())}
+    return {"codegen": CODEGEN, "kernels": toolchain_digest(name), "plugins": list(load_plugins())}
 
 
 def read_options(options: Mapping[str, Any]) -> BuildOptions:
@@ -136,21 +136,21 @@ def tune(
     should_stop: Callable[[], bool],
 ) -> Iterator[dict[str, Any]]:
     """Measure layers; yields timing records as dictionaries, ends early when told to stop."""
-    from engine.tune.tuning import compile_candidates, measure_task, tuning_tasks
+    from engine.tune.tuning import open_tuner, tuning_tasks
 
     graph, options = _reopen(prepared)
     records = _usable(known, options)
     wanted = {task.signature for task in tasks}
     todo = [t for t in tuning_tasks(graph, options, records) if t.signature in wanted]
-    device = describe(options.target).to_json()
     report({"done": 0, "total": len(todo), "layer": "compiling"})
-    compile_candidates(todo)
-    for index, task in enumerate(todo):
-        if should_stop():
-            return
-        report({"done": index, "total": len(todo), "layer": task.node.name})
-        for record in measure_task(task, device):
-            yield record.to_json()
+    with open_tuner(options.target) as tuner:
+        tuner.compile(todo)
+        for index, task in enumerate(todo):
+            if should_stop():
+                return
+            report({"done": index, "total": len(todo), "layer": task.node.name})
+            for record in tuner.measure(task):
+                yield record.to_json()
     report({"done": len(todo), "total": len(todo)})
 
 
@@ -158,7 +158,8 @@ def _usable(records: Sequence[Mapping[str, Any]], options: BuildOptions) -> list
     """The records of this target made with this compiler; others say nothing about it."""
     from engine.tune.tuning import toolchain_digest
 
-    device, kernels = describe(options.target).to_json(), toolchain_digest()
+    device = describe(options.target).to_json()
+    kernels = toolchain_digest(options.target)
     read = (TimingRecord.from_json(item) for item in records)
     return [r for r in read if r.toolchain == kernels and dict(r.target) == device]
 

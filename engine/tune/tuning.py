@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from engine.errors import KernelError
+from engine.errors import KernelError, OptionError
 from engine.ir.graph import Graph, Node
 from engine.kernels.isa import detect
 from engine.lower.builder import ProgramBuilder
@@ -18,7 +18,7 @@ from engine.profile import profile_symbols
 from engine.runtime.compilation import Function, find_compiler, load
 from engine.runtime.kernels import kernel_function
 from engine.tactics import Candidate, candidates, is_last_resort
-from engine.target import CudaTarget, Target, describe
+from engine.target import CpuTarget, CudaTarget, Target, describe
 from engine.tune.choosing import usual_point
 from engine.tune.measuring import measure
 from engine.tune.records import TimingRecord, layer_signature
@@ -27,9 +27,12 @@ if TYPE_CHECKING:
     from engine.building import BuildOptions
 
 __all__ = [
+    "CpuTuner",
     "Task",
+    "Tuner",
     "compile_candidates",
     "measure_task",
+    "open_tuner",
     "toolchain_digest",
     "tune_graph",
     "tuning_tasks",
@@ -52,9 +55,18 @@ class Task:
     offered: tuple[Candidate, ...]
 
 
+def toolchain_digest(target: str = "cpu") -> str:
+    """What the speed of a candidate depends on beside the device."""
+    if target.partition(":")[0] == "cuda":
+        from engine.tune.device_tuning import device_toolchain
+
+        return device_toolchain()
+    return _cpu_toolchain()
+
+
 @cache
-def toolchain_digest() -> str:
-    """What the speed of a candidate depends on beside the device: compiler and NumPy versions."""
+def _cpu_toolchain() -> str:
+    """Compiler and NumPy versions."""
     import numpy
 
     compiler = find_compiler()
@@ -89,7 +101,7 @@ def likeliest(offered: Sequence[Candidate], level: int, target: Target) -> list[
     if not isinstance(target, CudaTarget):
         return list(offered[: BREADTH[level]])
     taken: dict[str, int] = {}
-    chosen = []
+    chosen: list[Candidate] = []
     for candidate in offered:
         if chosen and level < 5 and is_last_resort(candidate, target):
             continue
@@ -140,17 +152,60 @@ def compile_candidates(tasks: Sequence[Task]) -> None:
         load(list(functions.values()), isa)
 
 
-def tune_tasks(
-    tasks: Sequence[Task],
-    target: Mapping[str, Any],
-    report: Callable[[int, int, str], None] | None = None,
-) -> Iterator[TimingRecord]:
-    """Measure tasks one after the other; ``report`` hears (done, all, layer)."""
-    compile_candidates(tasks)
-    for index, task in enumerate(tasks):
-        if report is not None:
-            report(index, len(tasks), task.node.name)
-        yield from measure_task(task, target)
+class Tuner(Protocol):
+    """Compiles and measures tasks on one device; a context manager."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def compile(self, tasks: Sequence[Task]) -> None:
+        """Compile the kernels of all candidates."""
+        ...
+
+    def measure(self, task: Task) -> list[TimingRecord]:
+        """Timing records of all candidates of one layer."""
+        ...
+
+
+class CpuTuner:
+    """Measures in this process."""
+
+    def __init__(self, target: CpuTarget) -> None:
+        self.target = target.to_json()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def compile(self, tasks: Sequence[Task]) -> None:
+        """Compile with the system's compiler."""
+        compile_candidates(tasks)
+
+    def measure(self, task: Task) -> list[TimingRecord]:
+        """Time the candidates in turns."""
+        return measure_task(task, self.target)
+
+
+def open_tuner(name: str) -> Tuner:
+    """What measures on the target called ``name``.
+
+    Raises OptionError for a GPU that is only described, DeviceError when there is none here.
+    """
+    target = describe(name)
+    if isinstance(target, CpuTarget):
+        return CpuTuner(target)
+    _, _, which = name.partition(":")
+    if which and not which.isdigit():
+        raise OptionError(
+            f"{name} is a description, there is nothing to measure on; build with level 0, give "
+            "timing records of such a GPU for every layer, or build on one with the target cuda"
+        )
+    from engine.tune.device_tuning import DeviceTuner
+
+    return DeviceTuner(target, int(which or 0))
 
 
 def tune_graph(
@@ -159,6 +214,18 @@ def tune_graph(
     known: Sequence[TimingRecord],
     report: Callable[[int, int, str], None] | None = None,
 ) -> list[TimingRecord]:
-    """Records of everything in a graph that ``known`` does not cover."""
+    """Records of everything in a graph that ``known`` does not cover.
+
+    ``report`` hears (done, all, layer).
+    """
     tasks = tuning_tasks(graph, options, known)
-    return list(tune_tasks(tasks, describe(options.target).to_json(), report))
+    if not tasks:
+        return []
+    found: list[TimingRecord] = []
+    with open_tuner(options.target) as tuner:
+        tuner.compile(tasks)
+        for index, task in enumerate(tasks):
+            if report is not None:
+                report(index, len(tasks), task.node.name)
+            found += tuner.measure(task)
+    return found

@@ -1,0 +1,91 @@
+"""Device memory of one contest: taken piece by piece, given back all at once."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from engine.cuda.device import Device
+from engine.ir.types import Array
+
+__all__ = ["GUARD_NBYTES", "Blocks"]
+
+ALIGNMENT = 256
+GUARD_NBYTES = 256
+#: Memory is asked of the device in pieces of at least this size and kept for later contests.
+CHUNK_NBYTES = 256 << 20
+_POISON_NBYTES = 4 << 20
+
+
+class Blocks:
+    """Pieces of device memory, aligned to 256 bytes.
+
+    ``sizes`` tells how long the piece at an address is.
+    """
+
+    def __init__(self, device: Device, stream: int) -> None:
+        self.device, self.stream = device, stream
+        self.sizes: dict[int, int] = {}
+        self._chunks: list[tuple[int, int]] = []
+        self._chunk = self._used = 0
+        self._poison = device.allocate(_POISON_NBYTES)
+        ones = np.full(_POISON_NBYTES, 0xFF, np.uint8)
+        device.upload(self._poison, ones.ctypes.data, ones.nbytes, stream)
+        device.synchronize(stream)
+
+    def reset(self) -> None:
+        """Forget all pieces; their memory is taken again."""
+        self.sizes.clear()
+        self._chunk = self._used = 0
+
+    def take(self, nbytes: int) -> int:
+        """A piece whose bytes are undefined; DeviceMemoryError when there is no room."""
+        needed = max(-(-nbytes // ALIGNMENT), 1) * ALIGNMENT
+        while self._chunk < len(self._chunks):
+            address, held = self._chunks[self._chunk]
+            if self._used + needed <= held:
+                found = address + self._used
+                self._used += needed
+                self.sizes[found] = nbytes
+                return found
+            self._chunk, self._used = self._chunk + 1, 0
+        held = max(needed, CHUNK_NBYTES)
+        self._chunks.append((self.device.allocate(held), held))
+        return self.take(nbytes)
+
+    def uploaded(self, array: Array) -> int:
+        """A copy of an array."""
+        found = self.take(array.nbytes)
+        data = np.ascontiguousarray(array)
+        self.device.upload(found, data.ctypes.data, data.nbytes, self.stream)
+        return found
+
+    def duplicated(self, source: int, nbytes: int) -> int:
+        """A copy of memory of the device."""
+        found = self.take(nbytes)
+        self.device.copy(found, source, nbytes, self.stream)
+        return found
+
+    def cleared(self, nbytes: int) -> int:
+        """A piece of zero bytes."""
+        found = self.take(nbytes)
+        if nbytes:
+            self.device.clear(found, nbytes, self.stream)
+        return found
+
+    def guarded(self, nbytes: int) -> int:
+        """A piece full of NaN, and behind it guard bytes."""
+        found = self.take(nbytes + GUARD_NBYTES)
+        self.sizes[found] = nbytes
+        end = nbytes + GUARD_NBYTES
+        for begin in range(0, end, _POISON_NBYTES):
+            count = min(_POISON_NBYTES, end - begin)
+            self.device.copy(found + begin, self._poison, count, self.stream)
+        return found
+
+    def guard_holds(self, address: int) -> bool:
+        """Whether nothing was written behind a guarded piece."""
+        host = np.empty(GUARD_NBYTES, np.uint8)
+        end = address + self.sizes[address]
+        self.device.download(host.ctypes.data, end, GUARD_NBYTES, self.stream)
+        self.device.synchronize(self.stream)
+        return bool((host == 0xFF).all())

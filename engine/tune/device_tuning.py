@@ -1,0 +1,164 @@
+"""Tuning for a GPU: candidates compiled on all processors, measured in a process of its own."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from engine.cuda.compile import compile_kernels, compiler_versions
+from engine.errors import EngineError
+from engine.ir.graph import Graph, Value
+from engine.ir.types import Array, DType, TensorType
+from engine.lower.builder import PackedWeight, ProgramBuilder
+from engine.lower.lowering import lower
+from engine.plan.recipes import apply
+from engine.tactics import Candidate, candidates
+from engine.target import CudaTarget
+from engine.tune.contest import Contest, Entrant, Outcome
+from engine.tune.isolation import isolate
+from engine.tune.measuring_process import DEFAULT_FACTORY, MeasuringProcess
+from engine.tune.records import TimingRecord
+from engine.tune.tuning import Task
+
+__all__ = ["DeviceTuner", "device_toolchain"]
+
+SAMPLES = 20
+#: Largest error of a candidate in units of the spread of a result, by its element type.
+TOLERANCES = {DType.FLOAT16: 2e-2, DType.BFLOAT16: 1e-1}
+TOLERANCE = 2e-3
+_GENERATORS = ("cuda/*.py", "templates/*.py", "tactics/triton*.py", "tactics/nvrtc*.py")
+
+
+@functools.cache
+def device_toolchain() -> str:
+    """What the speed of a candidate depends on beside the device: compilers and generators."""
+    digest = hashlib.sha256(json.dumps(compiler_versions(), sort_keys=True).encode())
+    root = Path(__file__).parent.parent
+    for pattern in _GENERATORS:
+        for path in sorted(root.glob(pattern)):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+class DeviceTuner:
+    """Compiles and measures the candidates of tasks on one GPU."""
+
+    def __init__(self, target: CudaTarget, index: int = 0, factory: str = DEFAULT_FACTORY) -> None:
+        self.target = target
+        self.process = MeasuringProcess(index, factory=factory)
+        self._compile = functools.partial(compile_kernels, capability=target.capability)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.close()
+
+    def compile(
+        self, tasks: Sequence[Task], report: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Compile the kernels of all candidates at once; ``report`` hears (done, all).
+
+        What a compiler refuses is left to the measurement of its candidate, which keeps the reason.
+        """
+        kernels = {}
+        for task in tasks:
+            graph, offered = self._isolated(task)
+            for candidate in [*offered, *self._plain(graph)]:
+                builder = ProgramBuilder(graph)
+                try:
+                    candidate.emit(builder, graph.nodes[0], builder.layer(graph.nodes[0], "", {}))
+                except (EngineError, ValueError):
+                    continue
+                kernels.update({kernel.digest: kernel for kernel in builder.device_kernels})
+        compile_kernels(list(kernels.values()), self.target.capability, report=report)
+
+    def _isolated(self, task: Task) -> tuple[Graph, list[Candidate]]:
+        """The layer on its own, and its candidates offered anew for the sizes of the point."""
+        graph = isolate(task.node, task.point)
+        sources = sorted({candidate.tactic.split(".")[0] for candidate in task.offered})
+        again, _ = candidates(graph.nodes[0], sources, {}, self.target)
+        known = {_identity(candidate): candidate for candidate in again}
+        return graph, [known.get(_identity(item), item) for item in task.offered]
+
+    def _plain(self, graph: Graph) -> list[Candidate]:
+        """The candidate whose results are taken as right, if a device can compute them."""
+        offered, _ = candidates(graph.nodes[0], ("nvrtc",), {}, self.target)
+        return [item for item in offered if item.tactic == "nvrtc.plain"][:1]
+
+    def measure(self, task: Task) -> list[TimingRecord]:
+        """Timing records of all candidates of one layer."""
+        graph, offered = self._isolated(task)
+        outcomes: dict[int, Outcome] = {}
+        entrants: dict[int, Entrant] = {}
+        packed: dict[Any, Array] = {}
+        for place, candidate in enumerate(offered):
+            try:
+                entrants[place] = self._entrant(graph, candidate, packed)
+            except (EngineError, ValueError) as error:
+                outcomes[place] = Outcome(reason=str(error))
+            except KeyError as error:
+                outcomes[place] = Outcome(reason=f"the size {error} has no value at this point")
+        if entrants:
+            reference = self._reference(graph, packed)
+            contest = Contest(reference, tuple(entrants.values()), SAMPLES, _tolerance(graph))
+            outcomes.update(zip(entrants, self.process.measure(contest), strict=True))
+        return [self._record(task, offered[i], outcomes[i]) for i in range(len(offered))]
+
+    def _reference(self, graph: Graph, packed: dict[Any, Array]) -> Entrant:
+        plain = self._plain(graph)
+        return self._entrant(graph, plain[0] if plain else None, packed)
+
+    def _entrant(
+        self, graph: Graph, candidate: Candidate | None, packed: dict[Any, Array]
+    ) -> Entrant:
+        """The layer by one candidate, or by its meaning on the host."""
+        choices = {} if candidate is None else {graph.nodes[0].name: (candidate, 0)}
+        lowered = lower(graph, (), choices, self._compile)
+        weights = {name: _made(item, packed) for name, item in lowered.packed.items()}
+        images = {name: image.tobytes() for name, image in lowered.images.items()}
+        return Entrant(lowered.program, weights, images)
+
+    def _record(self, task: Task, candidate: Candidate, outcome: Outcome) -> TimingRecord:
+        return TimingRecord(
+            signature=task.signature,
+            tactic=candidate.tactic,
+            choice=dict(candidate.choice),
+            point=dict(task.own_point),
+            target=self.target.to_json(),
+            toolchain=device_toolchain(),
+            time_ns=outcome.time_ns if outcome.samples else 0.0,
+            spread=outcome.spread,
+            samples=len(outcome.samples),
+            status="failed" if outcome.reason else "ok",
+            reason=outcome.reason,
+            layer=task.node.name,
+        )
+
+
+def _identity(candidate: Candidate) -> tuple[str, str]:
+    return candidate.tactic, json.dumps(dict(candidate.choice), sort_keys=True)
+
+
+def _made(item: PackedWeight, packed: dict[Any, Array]) -> Array:
+    """A weight by its recipe; candidates that share one make it once."""
+    steps = [[s.function, list(s.inputs), dict(s.arguments)] for s in item.recipe]
+    key = tuple(id(source) for source in item.sources), json.dumps(steps, sort_keys=True)
+    if key not in packed:
+        packed[key] = apply(item.recipe, [_constant(source) for source in item.sources])
+    return packed[key]
+
+
+def _constant(value: Value) -> Array:
+    assert value.constant is not None
+    return value.constant
+
+
+def _tolerance(graph: Graph) -> float:
+    kinds = [value.type for value in graph.outputs]
+    dtypes = [kind.dtype for kind in kinds if isinstance(kind, TensorType)]
+    return max((TOLERANCES.get(dtype, TOLERANCE) for dtype in dtypes), default=TOLERANCE)
