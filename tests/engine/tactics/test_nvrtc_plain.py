@@ -123,7 +123,7 @@ def test_batches_broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> None:
 
 def test_a_batch_whose_broadcast_shows_only_when_the_model_runs() -> None:
     """The sizes of both operands have names of their own; one of them turns out to be 1."""
-        step = _step(symbol("A"), symbol("B"), 35)
+    step = _step(symbol("A"), symbol("B"), 35)
     assert evaluate(step, {"A": 1, "B": 4}) == 0
     assert evaluate(step, {"A": 4, "B": 4}) == 35
 
