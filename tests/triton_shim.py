@@ -19,8 +19,14 @@ import numpy as np
 
 from engine.cuda.kernel import DeviceKernel
 from engine.cuda.triton_compiler import load_function
-from engine.ir.types import Array
+from engine.ir.graph import Graph
+from engine.ir.sizes import evaluate
+from engine.ir.types import Array, TensorType
+from engine.lower.builder import ProgramBuilder
 from engine.plan.device import LaunchStep, Pointer, Scalar, TensorMap
+from engine.plan.recipes import apply
+from engine.plan.structure import Slot, Symbol
+from engine.tactics import Candidate
 
 _NAMES = {
     np.dtype(np.float16): "float16",
@@ -74,8 +80,6 @@ def run_step(
     """Run a launch over the memory of its slots; ``sizes`` binds the symbols."""
     from triton.tools.tensor_descriptor import TensorDescriptor
 
-    from engine.ir.sizes import evaluate
-
     arguments: dict[str, Any] = {}
     parameters = iter(step.parameters)
     for name, form in kernel.signature:
@@ -98,6 +102,45 @@ def run_step(
             arguments[name] = TensorDescriptor(feed, shape, strides, box)
     assert len(list(parameters)) == 2, "two null pointers end the list"
     run(kernel, [evaluate(size, sizes) for size in step.grid], arguments)
+
+
+def run_layer(
+    graph: Graph,
+    candidate: Candidate,
+    feeds: Mapping[str, Array],
+    symbols: Sequence[Symbol] = (),
+    sizes: Mapping[str, int] | None = None,
+) -> list[Array]:
+    """The outputs of a graph of one node whose candidate launches Triton kernels only.
+
+    Memory that nothing has written holds NaN, and counters must be left at zero.
+    """
+    sizes = sizes or {}
+    builder = ProgramBuilder(graph, symbols)
+    node = graph.nodes[0]
+    for value in graph.inputs:
+        builder.set_slot(value, builder.add_slot(Slot(value.type, "input", value.name)))
+    candidate.emit(builder, node, builder.layer(node, candidate.tactic, candidate.choice))
+    memory: dict[int, Array] = {}
+    for index, slot in enumerate(builder.slots):
+        if slot.place == "weight":
+            packed = builder.packed[str(slot.name)]
+            sources = [np.asarray(source.constant) for source in packed.sources]
+            memory[index] = apply(packed.recipe, sources)
+        elif slot.place == "input":
+            memory[index] = np.ascontiguousarray(feeds[str(slot.name)])
+        else:
+            assert isinstance(slot.type, TensorType)
+            shape = [evaluate(dim, sizes) for dim in slot.type.dims]
+            poison = 0 if slot.place == "zeros" else np.nan
+            with np.errstate(invalid="ignore"):
+                memory[index] = np.full(shape, poison).astype(slot.type.dtype.numpy)
+    for step in builder.steps:
+        assert isinstance(step, LaunchStep)
+        run_step(step, builder.device_kernels[step.function], memory, sizes)
+    zeros = [memory[i] for i, slot in enumerate(builder.slots) if slot.place == "zeros"]
+    assert not any(counters.any() for counters in zeros), "counters are not left at zero"
+    return [memory[builder.slot(value)] for value in node.outputs]
 
 
 def _execute(function: Any, grid: tuple[int, ...], arguments: Mapping[str, Any]) -> None:
@@ -152,6 +195,8 @@ def _interpreted_helpers() -> Iterator[None]:
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
     replace(interpreter, "_patch_lang_tensor", patch)
+    for name in ("gdc_wait", "gdc_launch_dependents"):  # one launch at a time waits for nothing
+        replace(tl.extra.cuda, name, lambda: None)
     # The language is patched once for a launch, not again by every function it calls.
     replace(
         InterpretedFunction,

@@ -32,7 +32,8 @@ class Tile:
     ``style`` is "pointers", "boxes" or "persistent"; ``rows``, ``columns`` and ``depth`` are the
     sizes of a block's tile, ``split`` the ranges of K, ``group`` the tile rows that neighbours in
     time share, ``swapped`` computes the transposed tile (few rows), ``halves`` stores a tile in
-    two parts, ``programs`` the blocks of a persistent kernel.
+    two parts, ``programs`` the blocks of a persistent kernel, ``specialised`` gives its loads to
+    warps of their own (it then stores through addresses, since the compiler cuts tiles in two).
     """
 
     style: str
@@ -46,6 +47,7 @@ class Tile:
     swapped: bool = False
     halves: bool = False
     programs: int = 0
+    specialised: bool = False
 
     def to_json(self) -> dict[str, object]:
         """The choice as JSON: what tells tiles of one layer apart."""
@@ -55,12 +57,10 @@ class Tile:
             "warps": self.warps,
             "stages": self.stages,
         }
-        for name in ("split", "group", "swapped", "halves", "programs"):
-            value = getattr(self, name)
-            if value not in (False, 0, 1):
+        for name in ("split", "group", "swapped", "halves", "programs", "specialised"):
+            value, usual = getattr(self, name), Tile.__dataclass_fields__[name].default
+            if value != usual:
                 found[name] = value
-        if self.swapped:
-            found["swapped"] = True
         return found
 
 
@@ -122,7 +122,7 @@ def gemm_kernel(gemm: Gemm, tile: Tile) -> DeviceKernel:
         name: size for name, size in sizes.items() if isinstance(size, int) and name != "M"
     }
     signature = writer.signature()
-    for name, size in sizes.items():
+    for name in sizes:
         if name not in constants:
             signature.append((name, "i32" if name in ("M", "N", "K", "inner") else "i64"))
     constants |= {"BM": tile.rows, "BN": tile.columns, "BK": tile.depth, "GROUP": tile.group}
@@ -171,6 +171,8 @@ class _Writer:
             raise ValueError("a split product has one matrix and is not persistent")
         if tile.halves and "y" not in self.boxes:
             raise ValueError("a tile is stored in halves only through a tensor map")
+        if tile.specialised and (tile.style != "persistent" or "y" in self.boxes):
+            raise ValueError("warps are specialised in persistent kernels that store by address")
         self.ragged_n = not self._divides(gemm.n, tile.columns)
         self.ragged_k = not self._divides(gemm.k, tile.depth)
         self.wide = [name for name, _ in gemm.strides]
@@ -204,9 +206,10 @@ class _Writer:
             lines += ["    tl.extra.cuda.gdc_wait()", "    tl.extra.cuda.gdc_launch_dependents()"]
         body = ["tiles_m = tl.cdiv(M, BM)", "tiles_n = tl.cdiv(N, BN)"]
         if self.tile.style == "persistent":
+            loop = "warp_specialize=True" if self.tile.specialised else "flatten=True"
             body += [
                 "tiles = tiles_m * tiles_n",
-                "for tile in tl.range(tl.program_id(0), tiles, PROGRAMS, flatten=True):",
+                f"for tile in tl.range(tl.program_id(0), tiles, PROGRAMS, {loop}):",
                 *_indented(self._tile()),
             ]
         else:

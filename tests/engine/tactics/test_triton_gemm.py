@@ -1,0 +1,232 @@
+"""Products by Triton: every style computes what its node means, in the interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("triton")
+
+from engine.ir.graph import Graph, Node, Value
+from engine.ir.infer import infer_node
+from engine.ir.sizes import Dim, symbol
+from engine.ir.types import DType, TensorType
+from engine.ops.expression import Expression, call, cast, constant, load
+from engine.ops.fused import FusedConv, FusedMatMul, apply_epilogue
+from engine.ops.operator import Operator
+from engine.plan.device import LaunchStep, TensorMap
+from engine.plan.structure import Symbol
+from engine.tactics.tactic import Candidate, Refusal
+from engine.tactics.triton_gemm import TritonGemm, emit_product
+from engine.target import CudaTarget, describe
+from engine.templates.gemm import Tile
+from tests.triton_shim import run_layer
+
+FLOAT, HALF = DType.FLOAT32, DType.FLOAT16
+TARGET = describe("cuda:sm90")
+assert isinstance(TARGET, CudaTarget)
+TACTIC = TritonGemm()
+
+
+def wide(position: int, dtype: DType = HALF) -> Expression:
+    return cast(load(position, dtype), FLOAT)
+
+
+def gelu(x: Expression) -> Expression:
+    half, root = constant(0.5, FLOAT), constant(0.70710678, FLOAT)
+    inner = call("add", constant(1.0, FLOAT), call("erf", call("multiply", x, root)))
+    return call("multiply", call("multiply", x, half), inner)
+
+
+SUM = load(0, FLOAT)
+PLAIN = (cast(SUM, HALF), ())
+BIAS = (cast(call("add", SUM, wide(1)), HALF), ("column",))
+GELU = (cast(gelu(call("add", SUM, wide(1))), HALF), ("column",))
+RESIDUAL = (
+    cast(call("max", call("add", call("add", SUM, wide(1)), wide(2)), constant(0.0, FLOAT)), HALF),
+    ("column", "full"),
+)
+SCALED = (
+    cast(call("multiply", call("add", call("multiply", SUM, wide(1)), wide(2)), wide(3)), HALF),
+    ("row", "column", "scalar"),
+)
+
+
+def layer(op: Operator, feeds: Sequence[Any], constants: Sequence[int], rows: Dim | None) -> Graph:
+    """A graph of one node; the first axis of A and of operands as high is ``rows`` if given."""
+    graph = Graph("layer")
+    values = []
+    for index, array in enumerate(feeds):
+        if index in constants:
+            values.append(graph.constant(f"c{index}", array))
+            continue
+        shape: tuple[Dim, ...] = tuple(array.shape)
+        if rows is not None and index != 1 and shape[:1] == feeds[0].shape[:1]:
+            shape = (rows, *shape[1:])
+        values.append(Value(f"x{index}", TensorType(DType.of(array.dtype), shape)))
+        graph.inputs.append(values[-1])
+    output = Value("y", TensorType(FLOAT, None))
+    node = graph.append(Node(op, values, [output], name="layer"))
+    infer_node(graph, node)
+    graph.outputs, graph.output_names = [output], ["y"]
+    return graph
+
+
+def random(*shape: int, seed: int = 0, dtype: Any = np.float16) -> Any:
+    return np.random.default_rng((seed, *shape)).standard_normal(shape).astype(dtype)
+
+
+def extras(kinds: Sequence[str], m: int, n: int, dtype: Any = np.float16) -> list[Any]:
+    shapes = {"column": (n,), "row": (m, 1), "full": (m, n), "scalar": (1,)}
+    return [random(*shapes[kind], seed=i + 5, dtype=dtype) for i, kind in enumerate(kinds)]
+
+
+def with_tile(tile: Tile, target: CudaTarget = TARGET) -> Candidate:
+    return Candidate(
+        "triton.gemm",
+        tile.to_json(),
+        lambda builder, node, layer: emit_product(builder, node, layer, tile, target),
+    )
+
+
+def check(
+    op: FusedMatMul | FusedConv,
+    feeds: list[Any],
+    tile: Tile,
+    *,
+    constants: Sequence[int] = (1,),
+    symbolic: bool = False,
+    wanted: Any = None,
+) -> None:
+    rows = symbol("rows") if symbolic else None
+    graph = layer(op, feeds, constants, rows)
+    names = {f"x{i}": array for i, array in enumerate(feeds) if i not in constants}
+    high = feeds[0].shape[0]
+    known = [Symbol("rows", 1, (high,), 2 * high, ("input", "x0", 0))] if symbolic else []
+    (found,) = run_layer(graph, with_tile(tile), names, known, {"rows": high})
+    if wanted is None:
+        a, b = feeds[0].astype(np.float32), feeds[1].astype(np.float32)
+        sums = a @ (np.swapaxes(b, -1, -2) if op.transpose_b else b)
+        wanted = apply_epilogue(op.epilogue, op.kinds, sums, feeds[2:])
+    assert found.shape == wanted.shape and found.dtype == wanted.dtype
+    np.testing.assert_allclose(
+        found.astype(np.float32), wanted.astype(np.float32), rtol=4e-3, atol=4e-3
+    )
+
+
+STYLES = [
+    Tile("pointers", 32, 32, 32, 4, 3),
+    Tile("pointers", 16, 64, 32, 4, 3, swapped=True),
+    Tile("pointers", 32, 32, 32, 4, 3, split=3, group=2),
+    Tile("boxes", 64, 32, 32, 4, 3),
+    Tile("boxes", 64, 32, 32, 4, 3, split=2),
+    Tile("persistent", 64, 32, 32, 4, 3, programs=2),
+    Tile("persistent", 64, 32, 32, 4, 3, programs=3, halves=True, group=1),
+    Tile("persistent", 64, 32, 32, 4, 3, programs=2, specialised=True),
+]
+
+
+@pytest.mark.parametrize("tile", STYLES, ids=lambda tile: str(tile.to_json()))
+@pytest.mark.parametrize("epilogue", [GELU, RESIDUAL, SCALED], ids=["gelu", "residual", "scaled"])
+def test_every_style_computes_every_kind_of_epilogue_with_tails(
+    tile: Tile, epilogue: tuple[Expression, tuple[str, ...]]
+) -> None:
+    m, n, k = 75, 72, 104
+    op = FusedMatMul(True, *epilogue)
+    feeds = [random(m, k), random(n, k, seed=1), *extras(epilogue[1], m, n)]
+    check(op, feeds, tile, symbolic=True)
+
+
+@pytest.mark.parametrize("tile", STYLES[:6:2], ids=lambda tile: str(tile.to_json()))
+def test_a_constant_with_its_rows_along_k_is_transposed_once(tile: Tile) -> None:
+    check(FusedMatMul(False, *BIAS), [random(40, 64), random(64, 40, seed=1), random(40)], tile)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("tile", [STYLES[0], STYLES[1], STYLES[2], STYLES[3]])
+def test_factors_that_are_no_constants(tile: Tile, transposed: bool) -> None:
+    shape = (40, 64) if transposed else (64, 40)
+    check(FusedMatMul(transposed, *PLAIN), [random(33, 64), random(*shape)], tile, constants=())
+
+
+@pytest.mark.parametrize("sizes", [(5, 37, 50), (3, 101, 24), (1, 16, 7)])
+@pytest.mark.parametrize("tile", [STYLES[0], STYLES[1], STYLES[2], STYLES[3], STYLES[5]])
+def test_ragged_sizes_fall_to_masks(tile: Tile, sizes: tuple[int, int, int]) -> None:
+    m, n, k = sizes
+    check(FusedMatMul(True, *BIAS), [random(m, k), random(n, k, seed=1), random(n)], tile)
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        ((2, 3, 20, 24), (2, 3, 24, 17)),
+        ((2, 3, 20, 24), (3, 24, 17)),
+        ((2, 1, 20, 24), (1, 3, 24, 17)),
+        ((3, 20, 24), (1, 24, 17)),
+    ],
+)
+def test_batches_and_their_broadcasts(left: tuple[int, ...], right: tuple[int, ...]) -> None:
+    feeds = [random(*left), random(*right, seed=1)]
+    sums = feeds[0].astype(np.float32) @ feeds[1].astype(np.float32)
+    feeds += [random(*sums.shape, seed=2), random(17, seed=3), random(*sums.shape[:-1], 1, seed=4)]
+    total = call("multiply", call("add", call("add", SUM, wide(1)), wide(2)), wide(3))
+    op = FusedMatMul(False, cast(total, HALF), ("full", "column", "row"))
+    check(op, feeds, STYLES[0], constants=())
+
+
+def test_float32_and_results_of_another_type() -> None:
+    op = FusedMatMul(True, call("add", SUM, wide(1)), ("column",))
+    feeds = [random(20, 30, dtype=np.float32), random(40, 30, dtype=np.float32), random(40)]
+    check(op, feeds, STYLES[0])
+    op = FusedMatMul(True, call("add", SUM, wide(1)), ("full",))
+    check(op, [random(70, 64), random(40, 64, seed=1), random(70, 40)], STYLES[3])
+
+
+@pytest.mark.parametrize("tile", [STYLES[0], STYLES[3], STYLES[6]])
+def test_a_convolution_of_one_tap_is_a_product_over_pixels(tile: Tile) -> None:
+    x, w = random(2, 5, 7, 32), random(48, 32, 1, 1, seed=1)
+    op = FusedConv(epilogue=RESIDUAL[0], kinds=RESIDUAL[1])
+    bias, residual = random(48, seed=2), random(2, 5, 7, 48, seed=3)
+    sums = x.astype(np.float32) @ w.astype(np.float32)[:, :, 0, 0].T
+    wanted = apply_epilogue(op.epilogue, op.kinds, sums, [bias, residual])
+    check(op, [x, w, bias, residual], tile, wanted=wanted)
+
+
+def offers(op: Operator, feeds: list[Any], target: str, constants: Sequence[int] = (1,)) -> Any:
+    return TACTIC.offers(layer(op, feeds, constants, None).nodes[0], {}, describe(target))
+
+
+def test_offers_differ_and_say_why_when_there_are_none() -> None:
+    feeds = [random(128, 768), random(768, 768), random(768)]
+    found = offers(FusedMatMul(True, *BIAS), feeds, "cuda:sm90")
+    choices = [str(candidate.choice) for candidate in found]
+    assert len(set(choices)) == len(choices) >= 12
+    assert {c.choice["style"] for c in found} >= {"pointers", "boxes"}
+    older = offers(FusedMatMul(True, *BIAS), feeds, "cuda:sm80")
+    assert {c.choice["style"] for c in older} == {"pointers"}
+    assert isinstance(offers(FusedMatMul(True, *BIAS), feeds, "cpu"), Refusal)
+    integers = [np.ones((4, 4), np.int8), np.ones((4, 4), np.int8)]
+    refused = offers(FusedMatMul(True), integers, "cuda:sm90")
+    assert isinstance(refused, Refusal) and "int8" in refused.reason
+    strided = FusedConv(strides=(2, 2), epilogue=PLAIN[0])
+    refused = offers(strided, [random(1, 4, 4, 8), random(8, 8, 1, 1)], "cuda:sm90")
+    assert isinstance(refused, Refusal) and "stride" in refused.reason
+
+
+def test_the_vocabulary_of_gpt2_is_read_in_boxes_and_stored_by_address() -> None:
+    weight = np.zeros((50257, 8), np.float16)
+    graph = layer(FusedMatMul(True, *PLAIN), [random(8, 8), weight], (1,), None)
+    builder_steps: list[LaunchStep] = []
+
+    from engine.lower.builder import ProgramBuilder
+
+    builder = ProgramBuilder(graph)
+    emit_product(builder, graph.nodes[0], 0, Tile("boxes", 128, 256, 64, 8, 3), TARGET)
+    builder_steps += [step for step in builder.steps if isinstance(step, LaunchStep)]
+    assert len(builder_steps) == 1
+    maps = [item for item in builder_steps[0].parameters if isinstance(item, TensorMap)]
+    assert [item.sizes for item in maps] == [(8, 8), (50257, 8)]
+    assert dict(builder.device_kernels[0].signature)["y"] == "*fp16"
