@@ -60,7 +60,7 @@ class ConvForm:
 
 
 _TILED = """{prelude}
-extern "C" __global__ void __launch_bounds__({threads}) {entry}({parameters}) {{
+extern "C" __global__ void __launch_bounds__({threads}, 1) {entry}({parameters}) {{
     const int t = threadIdx.x;
 {head}
     const int tiles_n = (N + {bn} - 1) / {bn}, tiles_m = (M + {bm} - 1) / {bm};

@@ -18,7 +18,7 @@ __all__ = ["plain_attention", "query_rows"]
 
 _THREADS = 128
 _SOURCE = """{prelude}
-extern "C" __global__ void __launch_bounds__(128) plain_attention({parameters}) {{
+extern "C" __global__ void __launch_bounds__(128, 1) plain_attention({parameters}) {{
     extern __shared__ __align__(16) float memory[];
     float *query = memory, *keys_at = query + {rows} * {size};
     float *values_at = keys_at + {tile} * ({size} + 1), *scores = values_at + {tile} * {size};
