@@ -12,7 +12,9 @@ import ctypes
 import importlib.util
 import io
 import linecache
+import os
 import re
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -57,7 +59,8 @@ def compile_triton(kernel: DeviceKernel, capability: tuple[int, int]) -> Compile
     """The cubin of a kernel for one compute capability, or why there is none.
 
     The source is a module that imports triton itself. Raises MissingExtraError without Triton;
-    whatever Triton or its assembler refuses is a `Failure`.
+    whatever Triton or its assembler refuses is a `Failure`. While it runs, the process's error
+    stream and Triton's switches are its own: compile in child processes.
     """
     if kernel.compiler != "triton":
         raise ValueError(f"the kernel {kernel.entry!r} is for {kernel.compiler}, not for triton")
@@ -72,10 +75,16 @@ def compile_triton(kernel: DeviceKernel, capability: tuple[int, int]) -> Compile
     with _LOCK, tempfile.TemporaryDirectory(prefix="enginefarm-triton-") as folder:
         log = io.StringIO()
         try:
-            with _switches(folder), _same_addresses(), contextlib.redirect_stdout(log):
+            with (
+                _switches(folder),
+                _same_addresses(),
+                _errors_to(Path(folder) / "errors"),
+                contextlib.redirect_stdout(log),
+            ):
                 result = _compile(kernel, capability, Path(folder))
         except Exception as error:  # the compiler's own errors have no common base
-            return Failure(_reason(error))
+            said = (Path(folder) / "errors").read_text(encoding="utf-8", errors="replace")
+            return Failure(_reason(error, said))
         return _described(kernel, result, log.getvalue())
 
 
@@ -112,6 +121,20 @@ def _switches(folder: str) -> Iterator[None]:
         knobs.nvidia.dump_ptxas_log = True
         knobs.runtime.interpret = False
         yield
+
+
+@contextlib.contextmanager
+def _errors_to(path: Path) -> Iterator[None]:
+    """What the compiler's C++ writes to the process's error stream goes to a file."""
+    sys.stderr.flush()
+    before = os.dup(2)
+    with path.open("wb") as file:
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
 
 
 @contextlib.contextmanager
@@ -153,6 +176,9 @@ def _compile(kernel: DeviceKernel, capability: tuple[int, int], folder: Path) ->
         ordered = [name for name in names if name not in constants]
         if ordered != [name for name, _ in kernel.signature]:
             raise ValueError(f"the signature has another order than the function: {ordered}")
+        stray = sorted({*kernel.aligned} - {*ordered})
+        if stray:
+            raise ValueError(f"{', '.join(stray)} is said to be aligned and is no parameter")
         attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in kernel.aligned}
         source = ASTSource(function, {name: types[name] for name in names}, constants, attributes)
         options: dict[str, Any] = {
@@ -220,9 +246,11 @@ def _forms(kernel: DeviceKernel, found: Any) -> tuple[TensorMapForm, ...] | Fail
     return tuple(forms)
 
 
-def _reason(error: Exception) -> str:
-    """One line of an error of Triton's; its assembler repeats the whole program otherwise."""
-    text = str(error) or type(error).__name__
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+def _reason(error: Exception, said: str) -> str:
+    """One line of an error of Triton's; it repeats the whole program otherwise."""
+    first = re.search(r"error: (.+)", said)
+    if first is not None:
+        return f"{type(error).__name__}: {first[1].strip()}"[:400]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     wanted = [line for line in lines if "error" in line.lower()] or lines
     return f"{type(error).__name__}: {' '.join(wanted[:3])}"[:400]
