@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,10 +35,13 @@ def owned(value: Any, others: Sequence[Array]) -> Any:
     return value
 
 
-def check_feeds(program: Program, feeds: Mapping[str, Any]) -> list[Any]:
+def check_feeds(
+    program: Program, feeds: Mapping[str, Any], skipped: Collection[str] = ()
+) -> list[Any]:
     """The feeds in the order of the program's inputs, as C-contiguous arrays.
 
-    Raises FeedError for a missing or unknown name, a wrong dtype or a wrong rank.
+    Those named in ``skipped`` are None. Raises FeedError for a missing or unknown name, a wrong
+    dtype or a wrong rank.
     """
     names = [program.slots[index].name for index in program.inputs]
     for name in feeds:
@@ -47,6 +50,9 @@ def check_feeds(program: Program, feeds: Mapping[str, Any]) -> list[Any]:
     checked: list[Any] = []
     for index in program.inputs:
         slot = program.slots[index]
+        if slot.name in skipped:
+            checked.append(None)
+            continue
         if slot.name not in feeds:
             if isinstance(slot.type, OptionalType):
                 checked.append(None)
@@ -86,7 +92,7 @@ def _checked(name: str, kind: Type, value: Any) -> Any:
 
 
 def bind_symbols(program: Program, feeds: Sequence[Any]) -> dict[str, int]:
-    """The value of every symbol that the shapes of the feeds settle.
+    """The value of every symbol that the shapes of the feeds settle; absent feeds are None.
 
     Raises FeedError when a size contradicts another one or lies outside the profile.
     """
@@ -94,7 +100,7 @@ def bind_symbols(program: Program, feeds: Sequence[Any]) -> dict[str, int]:
     later = []
     for index, array in zip(program.inputs, feeds):
         slot = program.slots[index]
-        if not isinstance(slot.type, TensorType) or slot.type.shape is None:
+        if not isinstance(slot.type, TensorType) or slot.type.shape is None or array is None:
             continue
         for axis, (dim, size) in enumerate(zip(slot.type.shape, array.shape)):
             if isinstance(dim, int):

@@ -12,7 +12,7 @@ from engine.plan.guards import choose
 from engine.plan.slots import root_of
 from engine.plan.structure import ChooseStep, FlatStep, Program, Step
 
-__all__ = ["arena_requests", "flat_steps", "locate", "slot_nbytes"]
+__all__ = ["arena_requests", "flat_steps", "greatest_sizes", "locate", "slot_nbytes"]
 
 
 def flat_steps(steps: Sequence[Step], sizes: Mapping[str, int]) -> Iterator[FlatStep]:
@@ -22,6 +22,16 @@ def flat_steps(steps: Sequence[Step], sizes: Mapping[str, int]) -> Iterator[Flat
             yield from flat_steps(choose(step, sizes), sizes)
         else:
             yield step
+
+
+def greatest_sizes(program: Program) -> dict[str, int] | None:
+    """The greatest value of every symbol; None when one has no bound that is a number."""
+    sizes = {}
+    for symbol in program.symbols:
+        if not isinstance(symbol.greatest, int):
+            return None
+        sizes[symbol.name] = symbol.greatest
+    return sizes
 
 
 def slot_nbytes(program: Program, index: int, sizes: Mapping[str, int]) -> int:

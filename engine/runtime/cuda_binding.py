@@ -1,0 +1,471 @@
+"""A CUDA program bound to one set of sizes and addresses: launches marshalled, graphs captured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from engine.cuda.device import Argument, Enqueue, Launch
+from engine.cuda.tensor_map import encode_box, reach
+from engine.errors import DeviceError, KernelError, PlanCorruptError
+from engine.ir.sizes import evaluate
+from engine.ir.types import Array, DType, TensorType
+from engine.plan.arena import Arena, plan_arena
+from engine.plan.device import ClearStep, LaunchStep, LibraryStep, Null, Pointer, Scalar, TensorMap
+from engine.plan.slots import is_fixed
+from engine.plan.structure import FlatStep, HostStep, KernelStep, Program
+from engine.runtime.host import HostCall
+from engine.runtime.steps import arena_requests, flat_steps, locate, slot_nbytes
+
+if TYPE_CHECKING:
+    from engine.runtime.cuda_engine import CudaEngine
+
+__all__ = ["CudaBinding", "Layout", "lay_out", "named_layers"]
+
+ALIGNMENT = 256
+#: Blocks of a grid along x, y and z.
+_MAX_GRID = (2**31 - 1, 65535, 65535)
+_INTEGERS = {"i32": 1 << 31, "i64": 1 << 63}
+#: Capability from which launches may overlap.
+_OVERLAPS = (9, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where everything lies in a context's memory at one set of sizes.
+
+    ``places`` are byte offsets by slot: arena slots, then inputs and outputs of the context's own.
+    ``zeros`` are offsets of the counters, in memory of their own.
+    """
+
+    arena: Arena
+    places: Mapping[int, int]
+    nbytes: int
+    zeros: Mapping[int, int]
+    zeros_nbytes: int
+
+
+def lay_out(
+    program: Program,
+    steps: Sequence[FlatStep],
+    sizes: Mapping[str, int],
+    external: Collection[int] = (),
+) -> Layout:
+    """Plan a context's memory for the steps that run at these sizes.
+
+    Inputs and outputs in ``external`` need no place in it.
+    """
+    arena = plan_arena(arena_requests(program, steps, sizes))
+    places, end = dict(arena.offsets), arena.nbytes
+    zeros: dict[int, int] = {}
+    zeros_end = 0
+    for index, slot in enumerate(program.slots):
+        if slot.alias is not None or index in external or not is_fixed(slot):
+            continue
+        if slot.place in ("input", "output"):
+            places[index] = end
+            end += _aligned(slot_nbytes(program, index, sizes))
+        elif slot.place == "zeros":
+            zeros[index] = zeros_end
+            zeros_end += _aligned(slot_nbytes(program, index, sizes))
+    return Layout(arena, places, end, zeros, zeros_end)
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def named_layers(program: Program, layers: Sequence[int]) -> str:
+    """Names of layers for a message, the first and last few of many."""
+    names = [program.layers[index].name or program.layers[index].kind for index in layers]
+    names = list(dict.fromkeys(names))
+    if len(names) > 6:
+        names = [*names[:3], f"{len(names) - 6} more", *names[-3:]]
+    return ", ".join(names)
+
+
+@dataclass(slots=True)
+class _DeviceStep:
+    """One step ready to be enqueued; ``launch`` is None for anything but a kernel of ours."""
+
+    layer: int
+    enqueue: Enqueue
+    launch: Launch | None = None
+
+
+@dataclass(slots=True)
+class _DeviceSegment:
+    steps: list[_DeviceStep] = field(default_factory=list)
+    graph: int | None = None
+
+    @property
+    def layers(self) -> list[int]:
+        return list(dict.fromkeys(step.layer for step in self.steps))
+
+
+@dataclass(slots=True)
+class _HostSegment:
+    step: HostStep
+    call: HostCall
+
+
+class CudaBinding:
+    """Runs one program at one set of sizes and addresses; used by one thread at a time.
+
+    ``external`` gives addresses of inputs and outputs that do not lie in the context's memory.
+    """
+
+    def __init__(
+        self, engine: CudaEngine, sizes: Mapping[str, int], external: Mapping[int, int]
+    ) -> None:
+        self.engine, self.program, self.device = engine, engine.program, engine.device
+        self.sizes, self.external = dict(sizes), dict(external)
+        self.steps = list(flat_steps(self.program.steps, sizes))
+        self.layout = lay_out(self.program, self.steps, sizes, self.external)
+        self.runs = 0
+        self.generation = -1
+        self.launches = 0
+        self._segments: list[_DeviceSegment | _HostSegment] = []
+        self._base = self._zeros = 0
+
+    def close(self) -> None:
+        """Destroy the graphs; the binding has to be prepared before it runs again."""
+        for segment in self._segments:
+            if isinstance(segment, _DeviceSegment) and segment.graph is not None:
+                self.device.destroy_graph(segment.graph)
+                segment.graph = None
+        self._segments = []
+        self.generation = -1
+
+    @property
+    def graphs(self) -> int:
+        """How many graphs were captured."""
+        found = (s for s in self._segments if isinstance(s, _DeviceSegment))
+        return sum(segment.graph is not None for segment in found)
+
+    # Preparing --------------------------------------------------------------------------------
+
+    def prepare(self, base: int, zeros: int, generation: int, *, programmatic: bool) -> None:
+        """Fix every address: of the context's memory and of its counters.
+
+        Raises PlanCorruptError for a step that leaves its tensors.
+        """
+        self.close()
+        self._base, self._zeros = base, zeros
+        self.runs, self.launches = 0, 0
+        overlaps = programmatic and self.device.target.capability >= _OVERLAPS
+        current: _DeviceSegment | None = None
+        for step in self.steps:
+            if isinstance(step, KernelStep):
+                raise PlanCorruptError(
+                    f"layer {step.layer} runs on a processor, the plan says it is for a GPU; "
+                    "build the model again"
+                )
+            if isinstance(step, HostStep) and not self._is_device_copy(step):
+                call = self.engine.calls[id(step)].at(self.sizes)
+                self._segments.append(_HostSegment(step, call))
+                current = None
+                continue
+            if current is None:
+                current = _DeviceSegment()
+            ready = self._device_step(step, current, overlaps=overlaps)
+            if ready is not None:
+                if not current.steps:
+                    self._segments.append(current)
+                current.steps.append(ready)
+                self.launches += 1
+        self.generation = generation
+
+    def _is_device_copy(self, step: HostStep) -> bool:
+        slots = self.program.slots
+        return (
+            step.function == "copy"
+            and step.inputs[0] is not None
+            and is_fixed(slots[step.inputs[0]])
+            and is_fixed(slots[step.outputs[0]])
+        )
+
+    def _device_step(
+        self, step: FlatStep, segment: _DeviceSegment, *, overlaps: bool
+    ) -> _DeviceStep | None:
+        """A step with its addresses; None when there is nothing to do at these sizes."""
+        if isinstance(step, LaunchStep):
+            follows = bool(segment.steps) and segment.steps[-1].launch is not None
+            launch = self._launch(step, early=overlaps and follows)
+            if launch is None:
+                return None
+            return _DeviceStep(step.layer, self.device.prepare(launch), launch)
+        if isinstance(step, LibraryStep):
+            return _DeviceStep(step.layer, self._library(step))
+        if isinstance(step, ClearStep):
+            address, nbytes = self.address(step.slot), self._nbytes(step.slot)
+            return _DeviceStep(step.layer, lambda s: self.device.clear(address, nbytes, s))
+        assert isinstance(step, HostStep) and step.inputs[0] is not None
+        source, to = self.address(step.inputs[0]), self.address(step.outputs[0])
+        count = self._nbytes(step.outputs[0])
+        if count != self._nbytes(step.inputs[0]):
+            raise PlanCorruptError(f"layer {step.layer}: a copy changes its size")
+        return _DeviceStep(step.layer, lambda s: self.device.copy(to, source, count, s))
+
+    def _nbytes(self, slot: int) -> int:
+        return slot_nbytes(self.program, slot, self.sizes)
+
+    def address(self, slot: int, elements: int = 0, extent: int = 0, where: str = "") -> int:
+        """The device address of ``elements`` into a slot; at least ``extent`` more must be there.
+
+        Raises PlanCorruptError when they are not.
+        """
+        root, nbytes = locate(self.program, slot, elements, self.sizes)
+        kind, held = self.program.slots[slot].type, self._nbytes(root)
+        assert isinstance(kind, TensorType)
+        if nbytes < 0 or nbytes + extent * kind.dtype.nbytes > held:
+            raise PlanCorruptError(
+                f"{where or 'a step'} reaches {extent} elements from byte {nbytes} of a tensor of "
+                f"{held} bytes; build the model again"
+            )
+        return self._root_address(root) + nbytes
+
+    def _root_address(self, root: int) -> int:
+        place = self.program.slots[root].place
+        if root in self.external:
+            return self.external[root]
+        if place == "weight":
+            return self.engine.weight_address(self.program.slots[root].name)
+        if place == "zeros":
+            return self._zeros + self.layout.zeros[root]
+        return self._base + self.layout.places[root]
+
+    def _launch(self, step: LaunchStep, *, early: bool) -> Launch | None:
+        where = self._where(step.layer)
+        grid = tuple(evaluate(dim, self.sizes) for dim in step.grid)
+        if 0 in grid:
+            return None
+        if any(not 0 < size <= most for size, most in zip(grid, _MAX_GRID)):
+            raise PlanCorruptError(f"{where} has a grid of {grid} blocks; build the model again")
+        function = self.program.functions[step.function]
+        arguments = tuple(self._argument(item, step, where) for item in step.parameters)
+        return Launch(
+            function=self.engine.function(step.function),
+            grid=(grid[0], grid[1], grid[2]),
+            threads=function.threads,
+            shared_nbytes=function.shared_nbytes,
+            cluster=function.cluster,
+            early=early and function.waits,
+            arguments=arguments,
+        )
+
+    def _argument(
+        self, item: Pointer | Scalar | TensorMap | Null, step: LaunchStep, where: str
+    ) -> Argument:
+        if isinstance(item, Null):
+            return ("pointer", 0)
+        if isinstance(item, Pointer):
+            offset = evaluate(item.offset, self.sizes)
+            return ("pointer", self.address(item.slot, offset, where=where))
+        if isinstance(item, TensorMap):
+            return ("map", self._tensor_map(item, step, where))
+        if item.kind == "f32":
+            number = item.value if isinstance(item.value, float) else self._size(item.value)
+            return ("f32", float(number))
+        assert not isinstance(item.value, float)
+        value, limit = self._size(item.value), _INTEGERS[item.kind]
+        if not -limit <= value < limit:
+            raise PlanCorruptError(f"{where}: the size {value} does not fit into {item.kind}")
+        return (item.kind, value)
+
+    def _size(self, dim: Any) -> int:
+        return evaluate(dim, self.sizes)
+
+    def _tensor_map(self, item: TensorMap, step: LaunchStep, where: str) -> bytes:
+        sizes = [self._size(dim) for dim in item.sizes]
+        strides = [self._size(dim) for dim in item.strides]
+        if min(strides) < 0:
+            raise PlanCorruptError(f"{where}: a tensor map has a negative stride")
+        extent = reach(sizes, strides)
+        address = self.address(item.slot, self._size(item.offset), extent, where)
+        form = self.program.functions[step.function].maps[item.form]
+        kind = self.program.slots[item.slot].type
+        assert isinstance(kind, TensorType)
+        if kind.dtype.nbytes != DType(form.dtype).nbytes:
+            raise PlanCorruptError(f"{where}: a tensor map of {form.dtype} lies over {kind}")
+        return self.device.encode(encode_box(form, address, sizes, strides, item.steps))
+
+    def _library(self, step: LibraryStep) -> Enqueue:
+        where = self._where(step.layer)
+        prepared = self.engine.library_call(step, [self._size(dim) for dim in step.sizes])
+        operands = [
+            self.address(item.slot, self._size(item.offset), where=where) for item in step.operands
+        ]
+        workspace = held = 0
+        if step.workspace is not None:
+            workspace, held = self.address(step.workspace), self._nbytes(step.workspace)
+        if prepared.workspace_nbytes > held:
+            raise KernelError(
+                f"{where}: {step.library} needs {prepared.workspace_nbytes} bytes of workspace, "
+                f"the plan gives {held}; build the model again with this version of {step.library}"
+            )
+        lock = self.engine.library_lock
+
+        def enqueue(stream: int) -> None:
+            with lock:
+                prepared.run(operands, workspace, held, stream)
+
+        return enqueue
+
+    def _where(self, layer: int) -> str:
+        return f"layer {self.program.layers[layer].name!r} ({self.program.layers[layer].tactic})"
+
+    # Running ----------------------------------------------------------------------------------
+
+    def run(self, stream: int, values: dict[int, Any], *, capture_on: int | None) -> None:
+        """Enqueue everything on a stream; host steps wait for it.
+
+        ``values`` are what Python owns, by slot. With ``capture_on``, a stream of the context's
+        own, the second run captures a graph of each segment and later ones only launch it.
+        """
+        for segment in self._segments:
+            if isinstance(segment, _HostSegment):
+                self._run_host(segment, stream, values)
+            elif capture_on is None or self.runs == 0:
+                for step in segment.steps:
+                    step.enqueue(stream)
+            else:
+                if segment.graph is None:
+                    self._capture(segment, capture_on)
+                assert segment.graph is not None
+                self.device.launch_graph(segment.graph, stream)
+        self.runs += 1
+
+    def _capture(self, segment: _DeviceSegment, stream: int) -> None:
+        self.device.begin_capture(stream)
+        try:
+            for step in segment.steps:
+                step.enqueue(stream)
+            segment.graph = self.device.end_capture(stream)
+        except BaseException as error:
+            self.device.abandon_capture(stream)
+            if not isinstance(error, (DeviceError, KernelError)):
+                raise
+            layers = named_layers(self.program, segment.layers)
+            raise type(error)(
+                f"no CUDA graph could be captured of the layers {layers}: {error}; "
+                "set capture = False on the context to launch them one by one"
+            ) from error
+
+    def run_apart(self, stream: int, values: dict[int, Any]) -> None:
+        """Run step by step, waiting after each: a fault is reported with its layer."""
+        for segment in self._segments:
+            if isinstance(segment, _HostSegment):
+                self._run_host(segment, stream, values)
+                continue
+            for step in segment.steps:
+                try:
+                    step.enqueue(stream)
+                    self.device.synchronize(stream)
+                except DeviceError as error:
+                    raise type(error)(f"{self._where(step.layer)}: {error}") from error
+
+    def profile(self, stream: int, values: dict[int, Any]) -> dict[int, int]:
+        """Run once, kernel after kernel, and return the nanoseconds of each layer."""
+        times: dict[int, int] = {}
+        for segment in self._segments:
+            if isinstance(segment, _HostSegment):
+                self.device.synchronize(stream)
+                started = time.perf_counter_ns()
+                self._run_host(segment, stream, values)
+                spent = time.perf_counter_ns() - started
+                times[segment.step.layer] = times.get(segment.step.layer, 0) + spent
+            else:
+                self._profile(segment, stream, times)
+        return times
+
+    def _profile(self, segment: _DeviceSegment, stream: int, times: dict[int, int]) -> None:
+        device = self.device
+        events = [device.create_event(timed=True)]
+        layers: list[int] = []
+        try:
+            device.record(events[0], stream)
+            for position, step in enumerate(segment.steps):
+                self._alone(step)(stream)
+                if position + 1 < len(segment.steps):
+                    if segment.steps[position + 1].layer == step.layer:
+                        continue
+                layers.append(step.layer)
+                events.append(device.create_event(timed=True))
+                device.record(events[-1], stream)
+            device.synchronize(stream)
+            for layer, start, end in zip(layers, events, events[1:]):
+                times[layer] = times.get(layer, 0) + device.elapsed_ns(start, end)
+        finally:
+            for event in events:
+                device.destroy_event(event)
+
+    def _alone(self, step: _DeviceStep) -> Enqueue:
+        """The step, never overlapping with the one before it."""
+        launch = step.launch
+        if launch is None or not launch.early:
+            return step.enqueue
+        return self.device.prepare(
+            Launch(
+                launch.function,
+                launch.grid,
+                launch.threads,
+                launch.shared_nbytes,
+                launch.cluster,
+                early=False,
+                arguments=launch.arguments,
+            )
+        )
+
+    # Host steps -------------------------------------------------------------------------------
+
+    def _run_host(self, segment: _HostSegment, stream: int, values: dict[int, Any]) -> None:
+        given = [
+            None if slot is None else self.fetch(slot, stream, values)
+            for slot in segment.step.inputs
+        ]
+        self.device.synchronize(stream)
+        results = segment.call(given)
+        for slot, result in zip(segment.step.outputs, results):
+            self._store(slot, result, stream, values, segment.call.where)
+
+    def fetch(self, slot: int, stream: int, values: Mapping[int, Any]) -> Any:
+        """A value on the host; an array is filled once the stream has been waited for."""
+        found = self.program.slots[slot]
+        if not is_fixed(found):
+            weight = found.place == "weight"
+            return self.engine.weights[found.name] if weight else values.get(slot)
+        assert isinstance(found.type, TensorType)
+        root, nbytes = locate(self.program, slot, 0, self.sizes)
+        shape = tuple(self._size(dim) for dim in found.type.dims)
+        dtype = found.type.dtype.numpy
+        if self.program.slots[root].place == "weight":
+            data = self.engine.weights[self.program.slots[root].name].reshape(-1).view(np.uint8)
+            count = self._nbytes(slot)
+            return data[nbytes : nbytes + count].view(dtype).reshape(shape)
+        array: Array = np.empty(shape, dtype)
+        self.device.download(array.ctypes.data, self.address(slot), array.nbytes, stream)
+        return array
+
+    def _store(
+        self, slot: int, result: Any, stream: int, values: dict[int, Any], where: str
+    ) -> None:
+        found = self.program.slots[slot]
+        if not is_fixed(found):
+            tensor = isinstance(found.type, TensorType) and result is not None
+            values[slot] = np.asarray(result) if tensor else result
+            return
+        assert isinstance(found.type, TensorType)
+        shape = tuple(self._size(dim) for dim in found.type.dims)
+        array = np.asarray(result)
+        if array.shape != shape or array.dtype != found.type.dtype.numpy:
+            raise KernelError(
+                f"{where} made {array.dtype}{list(array.shape)}, expected "
+                f"{found.type.dtype.value}{list(shape)}"
+            )
+        array = np.ascontiguousarray(array)
+        self.device.upload(self.address(slot), array.ctypes.data, array.nbytes, stream)
