@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from engine.fusions.attention_mask import HIDES, hide, read_condition, read_mask, total
 from engine.fusions.fusion import Match, Refused, constant_number, fusion, only_user
 from engine.ir.graph import Graph, Node, Value
 from engine.ir.sizes import Dim, product
 from engine.ir.strided import Strided, contiguous_strides, trace
 from engine.ir.types import DType
-from engine.ops.fused_attention import FusedAttention, HeadAccess
+from engine.ops.fused_attention import DTYPES, FusedAttention, HeadAccess
 
 __all__ = ["attention"]
 
@@ -19,12 +20,38 @@ WIDEST_HEAD = 256
 
 @dataclass(slots=True)
 class _Scores:
-    """What leads to the softmax: the product of queries and keys, a scale, a mask."""
+    """What leads to the softmax: the product of queries and keys, a scale, masks.
+
+    ``added`` are numbers added to the scaled scores, ``chosen`` conditions under which they count,
+    each with what stands in their place.
+    """
 
     product: Node
     nodes: list[Node]
-    scale: float = 1.0
-    mask: Value | None = None
+    scale: float
+    added: list[Value]
+    chosen: list[tuple[Value, float]]
+
+
+@dataclass(slots=True)
+class _Weights:
+    """What follows the softmax: the product with the values, and whether NaN became zero."""
+
+    product: Node
+    nodes: list[Node]
+    guarded: bool
+
+
+@dataclass(slots=True)
+class _Mask:
+    """The mask's part of an attention: attributes, and the inputs that go with them."""
+
+    inputs: list[Value] = field(default_factory=list)
+    kind: str = "none"
+    access: HeadAccess = field(default_factory=lambda: HeadAccess(0, 0, 0, 0))
+    causal: bool = False
+    past: int = 0
+    position: str = "none"
 
 
 @fusion(
@@ -32,8 +59,8 @@ class _Scores:
 )
 def attention(graph: Graph, node: Node) -> Match | Refused | None:
     """The softmax is over the last axis, and only the second product reads its result."""
-    second = only_user(graph, node.outputs[0])
-    if second is None or second.kind != "MatMul" or second.inputs[0] is not node.outputs[0]:
+    weights = _weights(graph, node)
+    if weights is None:
         return None
     rank = node.outputs[0].tensor.rank
     if getattr(node.op, "axis", -1) % rank != rank - 1 or rank not in (3, 4):
@@ -41,29 +68,26 @@ def attention(graph: Graph, node: Node) -> Match | Refused | None:
     scores = _scores(graph, node)
     if isinstance(scores, Refused):
         return scores
-    q, k = scores.product.inputs
-    v = second.inputs[1]
-    assert q is not None and k is not None and v is not None
-    if any(value.tensor.dtype is not DType.FLOAT32 for value in (q, k, v)):
-        return Refused("only float32 has a fast attention here")
+    q, k = (_narrowest(value) for value in scores.product.inputs)
+    v = _narrowest(weights.product.inputs[1])
+    if q.tensor.dtype not in DTYPES or {k.tensor.dtype, v.tensor.dtype} != {q.tensor.dtype}:
+        return Refused("queries, keys and values are not floats of one type with a fast attention")
     reads = _reads(q, k, v)
     if isinstance(reads, Refused):
         return reads
-    output, out = _written(graph, second)
-    mask = _mask(scores.mask, node.outputs[0])
-    if isinstance(mask, Refused):
-        return mask
-    kind, mask_read = mask
     query, key, value, sizes, head_size = reads
-    scale = scores.scale * query.factor * key.factor
     if value.factor != 1.0:
         return Refused("the values are scaled")
-    inputs: list[Value | None] = [query.root, key.root, value.root]
-    if scores.mask is not None:
-        inputs.append(mask_read[0])
+    output, out, after = _written(graph, weights.product)
+    if output.tensor.dtype not in DTYPES:
+        return Refused(f"the result is {output.tensor.dtype.value}")
+    mask = _mask(graph, scores, node)
+    if isinstance(mask, Refused):
+        return mask
+    inputs: list[Value | None] = [query.root, key.root, value.root, *mask.inputs]
     op = FusedAttention(
         head_size,
-        scale,
+        scores.scale * query.factor * key.factor,
         sizes,
         _access(query),
         _access(key),
@@ -71,52 +95,137 @@ def attention(graph: Graph, node: Node) -> Match | Refused | None:
         out,
         output.tensor.dims,
         tuple(item.tensor.dims for item in inputs if item is not None),
-        mask=kind,
-        mask_access=mask_read[1],
+        mask=mask.kind,
+        mask_access=mask.access,
+        causal=mask.causal,
+        dtype=output.tensor.dtype,
+        past=mask.past,
+        position=mask.position,
+        guarded=weights.guarded,
     )
-    last = output.producer
-    assert last is not None
-    nodes = [*scores.nodes, node, second] + ([last] if last is not second else [])
-    return Match(op, inputs, output, nodes)
+    return Match(op, inputs, output, [*scores.nodes, node, *weights.nodes, *after])
+
+
+def _weights(graph: Graph, softmax: Node) -> _Weights | None:
+    """Walk down from the softmax over a guard against NaN and casts to the second product."""
+    value, nodes, guarded = softmax.outputs[0], list[Node](), False
+    for _ in range(4):
+        guard = _guard(graph, value)
+        if guard is not None:
+            nodes += guard
+            value, guarded = guard[1].outputs[0], True
+            continue
+        node = only_user(graph, value)
+        if node is None:
+            return None
+        nodes.append(node)
+        if node.kind == "MatMul":
+            return _Weights(node, nodes, guarded) if node.inputs[0] is value else None
+        if node.kind != "Cast" or node.outputs[0].tensor.dtype not in DTYPES:
+            return None
+        value = node.outputs[0]
+    return None
+
+
+def _guard(graph: Graph, value: Value) -> list[Node] | None:
+    """The nodes of where(isnan(value), 0, value), when nothing else reads the value."""
+    users = {node.kind: node for node, _ in value.uses}
+    if graph.is_output(value) or set(users) != {"IsNaN", "Where"} or len(value.uses) != 2:
+        return None
+    asked, chosen = users["IsNaN"], users["Where"]
+    if chosen.inputs[0] is not asked.outputs[0] or chosen.inputs[2] is not value:
+        return None
+    if constant_number(chosen.inputs[1]) != 0.0 or only_user(graph, asked.outputs[0]) is None:
+        return None
+    return [asked, chosen]
 
 
 def _scores(graph: Graph, softmax: Node) -> _Scores | Refused:
-    """Walk up from the softmax over a mask and a scale to the first product."""
+    """Walk up from the softmax over masks, casts and a scale to the first product."""
     value = softmax.inputs[0]
     nodes: list[Node] = []
-    scale, mask = 1.0, None
+    found = _Scores(softmax, nodes, 1.0, [], [])
     while value is not None and value.producer is not None:
         node = value.producer
         if only_user(graph, value) is None:
             return Refused("something else reads the scores")
         nodes.insert(0, node)
         if node.kind == "MatMul":
-            return _Scores(node, nodes, scale, mask)
+            found.product = node
+            return found
         if node.kind in ("Mul", "Div"):
             number = constant_number(node.inputs[1])
             if number is None:
                 return Refused("the scores are scaled by something that is no number")
-            scale = scale * number if node.kind == "Mul" else scale / number
+            if node.kind == "Div" and number == 0.0:
+                return Refused("the scores are divided by zero")
+            found.scale = found.scale * number if node.kind == "Mul" else found.scale / number
             value = node.inputs[0]
-        elif node.kind == "Add" and mask is None and scale == 1.0:
-            first, second = node.inputs
-            value, mask = _which_is_mask(first, second, softmax.inputs[0])
+        elif node.kind in ("Add", "Where") and found.scale == 1.0:
+            value = _under_mask(node, found)
             if value is None:
-                return Refused("no side of the addition comes from a product")
+                return Refused("no side of the mask comes from a product")
+        elif node.kind == "Cast" and _is_wider(node):
+            value = node.inputs[0]
         else:
             return Refused(f"{node.kind} stands between the products")
     return Refused("the scores do not come from a product")
 
 
-def _which_is_mask(
-    first: Value | None, second: Value | None, scores: Value | None
-) -> tuple[Value | None, Value | None]:
+def _under_mask(node: Node, found: _Scores) -> Value | None:
+    """The scores below an addition or a choice, whose mask is noted; None for anything else."""
+    whole = node.outputs[0].tensor.dims
+    if node.kind == "Where":
+        condition, value, low = node.inputs
+        number = constant_number(low)
+        if value is None or condition is None or number is None or number > HIDES:
+            return None
+        found.chosen.append((condition, number))
+        return value if _is_product(value, whole) else None
+    first, second = node.inputs
     for value, other in ((first, second), (second, first)):
-        if value is None or scores is None or value.tensor.dims != scores.tensor.dims:
-            continue
-        if value.producer is not None and value.producer.kind in ("MatMul", "Mul", "Div"):
-            return value, other
-    return None, None
+        if value is not None and other is not None and _is_product(value, whole):
+            found.added.append(other)
+            return value
+    return None
+
+
+def _is_product(value: Value, whole: tuple[Dim, ...]) -> bool:
+    """Whether a value of the scores' shape comes from a product."""
+    for _ in range(8):
+        node = value.producer
+        if node is None or value.tensor.dims != whole:
+            return False
+        if node.kind == "MatMul":
+            return True
+        if node.kind == "Add":
+            return any(item is not None and _is_product(item, whole) for item in node.inputs)
+        place = 1 if node.kind == "Where" else 0
+        below = node.inputs[place] if node.kind in ("Mul", "Div", "Cast", "Where") else None
+        if below is None:
+            return False
+        value = below
+    return False
+
+
+def _is_wider(node: Node) -> bool:
+    """Whether a cast loses nothing: to float32 from a narrower float."""
+    source = node.inputs[0]
+    return (
+        source is not None
+        and node.outputs[0].tensor.dtype is DType.FLOAT32
+        and source.tensor.dtype in DTYPES
+    )
+
+
+def _narrowest(value: Value | None) -> Value:
+    """An operand before it was widened to float32: the attention computes in float32 anyway."""
+    assert value is not None
+    node = value.producer
+    if node is not None and node.kind == "Cast" and _is_wider(node):
+        assert node.inputs[0] is not None
+        return node.inputs[0]
+    return value
 
 
 Reads = tuple[Strided, Strided, Strided, tuple[Dim, ...], int]
@@ -163,38 +272,104 @@ def _access(read: Strided) -> HeadAccess:
     return HeadAccess(read.offset, *read.strides[:3])
 
 
-def _written(graph: Graph, second: Node) -> tuple[Value, HeadAccess]:
-    """The value that the attention writes: heads merged when only that transpose reads them."""
+def _written(graph: Graph, second: Node) -> tuple[Value, HeadAccess, list[Node]]:
+    """The value that the attention writes, how, and the nodes that go away with it.
+
+    Heads may be merged by a transpose, and the result rounded, when nothing else reads it.
+    """
     result = second.outputs[0]
-    shape = result.tensor.dims
+    axes, nodes = [0, 1, 2, 3], list[Node]()
     user = only_user(graph, result)
-    if user is not None and user.kind == "Transpose" and len(shape) == 4:
-        if tuple(getattr(user.op, "perm", None) or ()) == (0, 2, 1, 3):
-            strides = contiguous_strides(user.outputs[0].tensor.dims)
-            return user.outputs[0], HeadAccess(0, strides[0], strides[2], strides[1])
-    strides = contiguous_strides(shape)
-    if len(shape) == 3:
-        return result, HeadAccess(0, product(shape), strides[0], strides[1])
-    return result, HeadAccess(0, *strides[:3])
+    if user is not None and user.kind == "Transpose" and result.tensor.rank == 4:
+        perm = list(getattr(user.op, "perm", None) or ())
+        if perm and perm[3] == 3:
+            axes, result, nodes = [perm.index(axis) for axis in range(4)], user.outputs[0], [user]
+    strides = contiguous_strides(result.tensor.dims)
+    if result.tensor.rank == 3:
+        out = HeadAccess(0, product(result.tensor.dims), strides[0], strides[1])
+    else:
+        out = HeadAccess(0, *(strides[axis] for axis in axes[:3]))
+    return *_rounded(graph, result, out), nodes + _rounding(graph, result)
 
 
-def _mask(
-    mask: Value | None, scores: Value
-) -> tuple[str, tuple[Value | None, HeadAccess]] | Refused:
-    """The kind of a mask and how it is read."""
-    none = HeadAccess(0, 0, 0, 0)
-    if mask is None:
-        return "none", (None, none)
-    if mask.tensor.dtype is not DType.FLOAT32:
-        return Refused(f"the mask is {mask.tensor.dtype.value}, expected float32")
-    shape, whole = mask.tensor.dims, scores.tensor.dims
-    full = (1,) * (4 - len(shape)) + shape
+def _rounding(graph: Graph, result: Value) -> list[Node]:
+    """Views and the cast to a narrower float that alone read a float32 result."""
+    nodes: list[Node] = []
+    value = result
+    while result.tensor.dtype is DType.FLOAT32:
+        user = only_user(graph, value)
+        if user is None or user.kind not in ("View", "Cast"):
+            return []
+        nodes.append(user)
+        value = user.outputs[0]
+        if user.kind == "Cast":
+            return nodes if value.tensor.dtype in DTYPES else []
+    return []
+
+
+def _rounded(graph: Graph, result: Value, out: HeadAccess) -> tuple[Value, HeadAccess]:
+    nodes = _rounding(graph, result)
+    return (nodes[-1].outputs[0] if nodes else result), out
+
+
+def _mask(graph: Graph, scores: _Scores, softmax: Node) -> _Mask | Refused:
+    """Masks as attributes where they can be, else as one tensor of numbers to add."""
+    whole = softmax.outputs[0].tensor.dims
     target = (1,) * (4 - len(whole)) + whole
-    if len(shape) > len(whole) or full[3] != target[3]:
-        return Refused(f"the mask {mask.type} does not cover the keys")
+    readings = [read_mask(graph, value, target) for value in scores.added]
+    for condition, number in scores.chosen:
+        reading = read_condition(graph, condition, target, number)
+        if reading.conditions or reading.position is not None:
+            return Refused("the scores are replaced under a condition that is no triangle")
+        readings.append(reading)
+    limits = [item for item in readings if item.causal or item.position is not None]
+    if len(limits) > 1:
+        return Refused("two masks bound the keys")
+    numbers = [value for item in readings for value in item.added]
+    for value in numbers:
+        if value.tensor.dtype not in DTYPES or value.tensor.dtype != numbers[0].tensor.dtype:
+            return Refused(f"the mask is {value.tensor.dtype.value}, expected a float")
+        problem = _cover(value, target)
+        if problem:
+            return Refused(problem)
+    for item in readings:
+        for value in item.conditions:
+            problem = _cover(value, target)
+            if problem:
+                return Refused(problem)
+    for item, source in zip(readings, scores.added):
+        if item.conditions:
+            kind = source.tensor.dtype
+            numbers.append(hide(graph, softmax, item.conditions, item.hidden, kind))
+    found = _Mask()
+    if limits:
+        found.causal, found.past = limits[0].causal, limits[0].past
+    if numbers:
+        mask = total(graph, softmax, numbers)
+        found.inputs.append(mask)
+        found.kind, found.access = _mask_access(mask)
+    if limits and limits[0].position is not None:
+        position = limits[0].position
+        found.position = "one" if position.tensor.elements == 1 else "batch"
+        found.inputs.append(position)
+    return found
+
+
+def _cover(mask: Value, target: tuple[Dim, ...]) -> str:
+    """Why a mask does not broadcast over the scores; nothing when it does."""
+    shape = mask.tensor.dims
+    full = (1,) * (4 - len(shape)) + shape
+    if len(shape) > 4 or full[3] != target[3]:
+        return f"the mask {mask.type} does not cover the keys"
     if any(a not in (1, b) for a, b in zip(full, target)):
-        return Refused(f"the mask {mask.type} does not broadcast over the scores")
+        return f"the mask {mask.type} does not broadcast over the scores"
+    return ""
+
+
+def _mask_access(mask: Value) -> tuple[str, HeadAccess]:
+    """The kind of a mask and how it is read."""
+    shape = mask.tensor.dims
+    full = (1,) * (4 - len(shape)) + shape
     strides = contiguous_strides(full)
     steps = [0 if size == 1 else step for size, step in zip(full, strides)]
-    kind = "key" if full[2] == 1 else "full"
-    return kind, (mask, HeadAccess(0, steps[0], steps[1], steps[2]))
+    return "key" if full[2] == 1 else "full", HeadAccess(0, *steps[:3])
