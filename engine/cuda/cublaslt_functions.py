@@ -50,9 +50,6 @@ MIN_ALIGNMENTS = (5, 6, 7, 8)
 #: cublasLtReductionScheme_t: parts of a split sum are added in the type of the accumulator.
 REDUCTION_COMPUTE_TYPE = 2
 
-_WHEELS = ("nvidia/cu13/lib", "nvidia/cublas/lib")
-_SONAME = "libcublasLt.so.13"
-
 
 class Algorithm(ctypes.Structure):
     """cublasLtMatmulAlgo_t, opaque words that hold for one version of the library."""
@@ -174,4 +171,11 @@ class Functions:
 @functools.cache
 def functions() -> Functions:
     """The library, loaded at the first use; MissingExtraError when it is not installed."""
-    return Functions(load_shared(_SONAME, _WHEELS, "cuda", "a product by cuBLASLt"))
+    library = load_shared(
+        "libcublasLt.so.13",
+        ("nvidia/cu13/lib", "nvidia/cublas/lib"),
+        package="nvidia-cublas",
+        extra="cuda",
+        purpose="a product by cuBLASLt",
+    )
+    return Functions(library)

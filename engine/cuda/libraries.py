@@ -110,12 +110,15 @@ def why_no_device(target: CudaTarget) -> str:
     return ""
 
 
-def load_shared(soname: str, folders: Sequence[str], extra: str, purpose: str) -> ctypes.CDLL:
+def load_shared(
+    soname: str, folders: Sequence[str], *, package: str, extra: str, purpose: str
+) -> ctypes.CDLL:
     """Load a shared library of NVIDIA's.
 
     In this order: the one that is in the process already (two copies of one library would not
     share handles), those of Python wheels (``folders``, relative to a site-packages), what the
-    system's loader finds, a CUDA toolkit. Raises MissingExtraError naming ``extra``.
+    system's loader finds, a CUDA toolkit. Raises MissingExtraError naming ``package`` and the
+    ``extra`` that installs it.
     """
     try:
         return ctypes.CDLL(soname, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
@@ -128,7 +131,7 @@ def load_shared(soname: str, folders: Sequence[str], extra: str, purpose: str) -
         except OSError as error:
             if candidate != soname:
                 failed = f" ({candidate} does not load: {str(error)[:200]})"
-    raise MissingExtraError(soname, extra, purpose + failed)
+    raise MissingExtraError(package, extra, purpose + failed)
 
 
 def _places(soname: str, folders: Sequence[str]) -> Iterator[str]:
