@@ -100,7 +100,8 @@ def open_engine(found: Found, *, compiled: bool, threads: int | None) -> tuple[P
     from engine.plan.plan import open_plan
 
     plan = open_plan(found.plan)
-    engine = load(plan, compile="wait" if compiled else "never", threads=threads)
+    # One of a GPU is used in the same way.
+    engine: Any = load(plan, compile="wait" if compiled else "never", threads=threads)
     return plan, engine
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from engine.ir.types import Array, DType, TensorType
-from engine.runtime.engine import Engine
+from engine.runtime.interface import ProgramInterface
 
 __all__ = ["Difference", "difference", "error", "over_samples", "sample_feeds"]
 
@@ -113,7 +113,7 @@ def over_samples(name: str, found: Sequence[Any], expected: Sequence[Any]) -> Di
 
 
 def sample_feeds(
-    engine: Engine,
+    engine: ProgramInterface,
     seed: int = 0,
     *,
     sizes: Mapping[str, int] | None = None,

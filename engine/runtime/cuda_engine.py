@@ -63,7 +63,8 @@ class CudaEngine(ProgramInterface):
         self._functions: dict[int, int] = {}
         self._modules: dict[str, int] = {}
         self._prepared: dict[str, PreparedCall] = {}
-        weakref.finalize(self, _unload, device, self._modules, self._prepared).atexit = False
+        self._finalizer = weakref.finalize(self, _unload, device, self._modules, self._prepared)
+        self._finalizer.atexit = False
         device.use()
         self._memory = Block(device)
         self._addresses = self._upload()
@@ -157,6 +158,13 @@ class CudaEngine(ProgramInterface):
         except (KeyError, ZeroDivisionError):  # sizes that only a run settles
             return 0
         return needed if needed <= self.device.memory()[1] // RESERVED_PART else 0
+
+    def close(self) -> None:
+        """Give the weights and kernels back now; nothing of the engine may run any more."""
+        with self._lock:
+            self._idle.clear()
+        self._finalizer()
+        self._memory.close()
 
     def create_context(self, stream: object = None) -> CudaContext:
         """A context: memory, bound shapes and graphs of its own.
