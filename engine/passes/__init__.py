@@ -8,9 +8,11 @@ from engine.fusions import apply_fusions
 from engine.ir.graph import Graph
 from engine.ir.infer import infer
 from engine.ir.verify import verify
+from engine.passes.absorb_reads import absorb_reads
 from engine.passes.choose_layout import choose_layout, read_planar_inputs
 from engine.passes.drop_unit_axes import drop_unit_axes
 from engine.passes.fold_constants import fold_constants
+from engine.passes.lift_views import lift_views
 from engine.passes.lower_precision import lower_precision
 from engine.passes.make_regions import make_regions
 from engine.passes.make_views import make_views
@@ -95,6 +97,8 @@ PIPELINE: tuple[Pass, ...] = (
     choose_layout,
     _until_settled(move_transposes),
     make_views,
+    lift_views,
+    make_views,
     drop_unit_axes,
     make_views,
     remove_identity,
@@ -105,4 +109,5 @@ PIPELINE: tuple[Pass, ...] = (
     remove_dead,
     make_regions,
     move_data,
+    _until_settled(absorb_reads),
 )

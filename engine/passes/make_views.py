@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from engine.ir.graph import Graph, Node
 from engine.ir.sizes import Dim
 from engine.ir.types import DType, is_bound
@@ -13,10 +15,10 @@ _RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "View")
 
 
 def make_views(graph: Graph) -> bool:
-    """Rewrite Reshape, Flatten, Squeeze, Unsqueeze and Transposes of unit axes; join chains."""
+    """Rewrite reshapes, transposes of unit axes and gathers of everything in order; join chains."""
     changed = False
     for node in list(graph.nodes):
-        if node.kind in _RESHAPES or _moves_only_units(node):
+        if node.kind in _RESHAPES or _moves_only_units(node) or _gathers_in_order(node):
             changed |= _rewrite(graph, node)
     return changed
 
@@ -30,6 +32,26 @@ def _moves_only_units(node: Node) -> bool:
     perm = getattr(node.op, "perm", None) or tuple(range(len(shape)))[::-1]
     kept = [axis for axis in perm if shape[axis] != 1]
     return kept == sorted(kept)
+
+
+def _gathers_in_order(node: Node) -> bool:
+    """A GatherND whose constant indices name every element once, in order."""
+    if node.kind != "GatherND" or getattr(node.op, "batch_dims", 0) != 0:
+        return False
+    source, indices = node.inputs[0], node.inputs[1]
+    if source is None or indices is None or indices.constant is None:
+        return False
+    places = indices.constant
+    leading = source.tensor.dims[: places.shape[-1]] if is_bound(source.type) else ()
+    if not places.size or not all(isinstance(size, int) for size in leading):
+        return False
+    sizes = np.array([int(size) for size in leading], np.int64)  # type: ignore[arg-type]
+    if len(sizes) != places.shape[-1] or places.size != sizes.prod() * len(sizes):
+        return False
+    flat = places.reshape(-1, len(sizes))
+    flat = np.where(flat < 0, flat + sizes, flat)
+    steps = np.append(np.cumprod(sizes[:0:-1])[::-1], 1)
+    return bool(np.array_equal(flat @ steps, np.arange(len(flat))))
 
 
 def _rewrite(graph: Graph, node: Node) -> bool:

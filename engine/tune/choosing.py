@@ -49,6 +49,8 @@ def choose(
     target = describe(options.target)
     choices = {}
     for node in graph.nodes:
+        if node.kind == "View":
+            continue
         offered, _ = candidates(node, options.tactics, point, target)
         signature, _ = layer_signature(node, point)
         rows = table.get(signature, {})
