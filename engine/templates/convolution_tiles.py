@@ -22,6 +22,8 @@ _SPLITS = (2, 3, 4, 6, 8, 12, 16)
 #: Of one multiprocessor, per microsecond, by major compute capability: floating-point operations of
 #: 16-bit products at good tiles, bytes from the level-two cache; and bytes of memory of the device.
 _SPEEDS = {8: (2.5e6, 3.0e4, 1.7e6), 9: (5.98e6, 5.3e4, 4.3e6), 10: (1.1e7, 7.0e4, 7.0e6)}
+#: Sums per thread: before 9.0 the operands of the matrix units need registers as well.
+_MOST_SUMS = {8: 64}
 _LAUNCH, _FILL, _LATENCY, _ARRIVAL = 1.0, 0.8, 0.7, 0.8
 
 
@@ -73,7 +75,7 @@ def shared_nbytes(tile: Tile, full_operands: int) -> int:
     found = max(tile.stages * step, result)
     if tile.persistent:
         found = tile.stages * step + (1 + full_operands) * result
-    return found + 256
+    return found + 512
 
 
 def resident_blocks(tile: Tile, full_operands: int, target: CudaTarget) -> int:
@@ -154,11 +156,13 @@ def _diverse(ranked: Sequence[Tile], limit: int) -> list[Tile]:
 def _fitting(
     window: Window, extent: Extent, method: Method, target: CudaTarget, may_split: bool
 ) -> Iterator[Tile]:
-    for tile in _shapes(window, extent, method):
+    most = _MOST_SUMS.get(target.capability[0], 128)
+    for tile in _shapes(window, extent, method, most):
         whole = replace(tile, persistent=True)
         blocks = _row_tiles(extent, tile) * window.groups * -(-window.outputs // tile.columns)
         offered = [tile]
-        if method == "boxes" and blocks > target.multiprocessors:
+        held = target.multiprocessors * resident_blocks(whole, extent.full_operands, target)
+        if method == "boxes" and blocks > held:
             offered.append(whole)
         if may_split and blocks < target.multiprocessors:
             steps = window.steps(tile)
@@ -171,8 +175,8 @@ def _fitting(
         yield from (one for one in offered if shared_nbytes(one, full) <= target.shared_nbytes)
 
 
-def _shapes(window: Window, extent: Extent, method: Method) -> Iterator[Tile]:
-    """Tiles without splits, as far as the matrix units and registers allow."""
+def _shapes(window: Window, extent: Extent, method: Method, most: int) -> Iterator[Tile]:
+    """Tiles without splits, with at most ``most`` sums per thread."""
     length = window.channels * (window.taps[0] * window.taps[1] if method == "flat" else 1)
     for rows, columns, depth in itertools.product(
         (16, 32, 64, 128, 256), (32, 64, 128, 256), (16, 32, 64, 128)
@@ -192,7 +196,7 @@ def _shapes(window: Window, extent: Extent, method: Method) -> Iterator[Tile]:
         places = boxes(extent, rows)[:2] if method == "boxes" else [(1, 1, rows)]
         for box, warps, stages in itertools.product(places, (4, 8), (2, 3, 4, 5)):
             sums = rows * columns // (32 * warps)
-            if sums > 128 or (warps == 8 and sums < 32):
+            if sums > most or (warps == 8 and sums < 32):
                 continue
             yield Tile(method, box, columns, depth, warps, stages, swapped=swapped)
 
