@@ -133,6 +133,9 @@ def _seconds(problem: Problem, tile: Tile, target: CudaTarget) -> float:
     border = ((high - 1) * geometry.strides[0] + geometry.spans[0]) / (high * geometry.strides[0])
     border *= ((wide - 1) * geometry.strides[1] + geometry.spans[1]) / (wide * geometry.strides[1])
     cache = (pixels * problem.height * problem.width * border + written) / (1.4 * bandwidth(target))
+    # Short runs of bytes cost memory more than their length.
+    run = min(tile.channel_lanes * tile.vector, problem.channels) * problem.nbytes
+    memory *= 1.15 if run < 64 else 1.05 if run < 128 else 1.0
     chain = 1.5 * issued / _CLOCK
     return _LATENCY + max(issue, memory, cache) + 0.15 * (issue + memory + cache) + chain
 
