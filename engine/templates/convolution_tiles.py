@@ -21,7 +21,7 @@ _ELEMENT_NBYTES = 2
 _SPLITS = (2, 3, 4, 6, 8, 12, 16)
 #: Of one multiprocessor, per microsecond, by major compute capability: floating-point operations of
 #: 16-bit products at good tiles, bytes from the level-two cache; and bytes of memory of the device.
-_SPEEDS = {8: (2.5e6, 3.0e4, 1.7e6), 9: (5.98e6, 5.3e4, 4.3e6), 10: (1.1e7, 7.0e4, 7.0e6)}
+_SPEEDS = {8: (2.5e6, 4.0e4, 1.7e6), 9: (5.98e6, 7.5e4, 4.3e6), 10: (1.1e7, 9.0e4, 7.0e6)}
 #: Sums per thread: before 9.0 the operands of the matrix units need registers as well.
 _MOST_SUMS = {8: 64}
 _LAUNCH, _FILL, _LATENCY, _ARRIVAL = 1.0, 0.8, 0.7, 0.8
@@ -102,7 +102,7 @@ def microseconds(window: Window, extent: Extent, tile: Tile, target: CudaTarget)
     if tile.method != "boxes":
         load *= 1.25
     step = max(held * max(multiply, load), _LATENCY / (tile.stages - 1))
-    step *= 1 + 0.25 / (tile.stages - 1)
+    step *= 1 + 0.12 / (tile.stages - 1)
     steps = -(-window.steps(tile) // tile.splits)
     written = tile.rows * tile.columns * _ELEMENT_NBYTES * (1 + extent.full_operands)
     store = written * target.multiprocessors / memory
@@ -135,16 +135,20 @@ def tiles(
             _fitting(window, extent, method, target, may_split),
             key=lambda tile: (microseconds(window, extent, tile, target), str(tile)),
         )
-        chosen += _diverse(ranked, limit if index == 0 else max(2, limit // 4))
+        count = limit if index == 0 else max(2, limit // 4)
+        chosen += _diverse(ranked, count, extent.full_operands, target)
     return sorted(chosen, key=lambda tile: microseconds(window, extent, tile, target))
 
 
-def _diverse(ranked: Sequence[Tile], limit: int) -> list[Tile]:
-    """The first tiles, at most two that differ in box, depth, warps and stages alone."""
+def _diverse(
+    ranked: Sequence[Tile], limit: int, full_operands: int, target: CudaTarget
+) -> list[Tile]:
+    """The first tiles, at most two of one size and one number of blocks held at once."""
     seen: dict[tuple[object, ...], int] = {}
     found: list[Tile] = []
     for tile in ranked:
-        key = (tile.rows, tile.columns, tile.splits, tile.persistent)
+        held = resident_blocks(tile, full_operands, target)
+        key = (tile.rows, tile.columns, tile.splits, tile.persistent, min(held, 2))
         seen[key] = seen.get(key, 0) + 1
         if seen[key] <= 2:
             found.append(tile)
