@@ -173,6 +173,11 @@ def _execute(function: Any, grid: tuple[int, ...], arguments: Mapping[str, Any])
             scope.restore()
 
 
+def _prefetch(text: str, constraints: str, inputs: Sequence[Any], **options: Any) -> None:
+    """The one piece of assembly that kernels hold has no effect but on caches."""
+    assert text.startswith("prefetch."), f"the interpreter does not run {text!r}"
+
+
 @contextlib.contextmanager
 def _interpreted_helpers() -> Iterator[None]:
     """Triton's jitted helpers replaced by interpreted ones, wherever its language names them."""
@@ -197,6 +202,7 @@ def _interpreted_helpers() -> Iterator[None]:
     replace(interpreter, "_patch_lang_tensor", patch)
     for name in ("gdc_wait", "gdc_launch_dependents"):  # one launch at a time waits for nothing
         replace(tl.extra.cuda, name, lambda: None)
+    replace(tl, "inline_asm_elementwise", _prefetch)
     # The language is patched once for a launch, not again by every function it calls.
     replace(
         InterpretedFunction,

@@ -78,6 +78,7 @@ class TritonGemm:
             "y" in can,
             fulls=asked.kinds.count("full"),
             batches=evaluate(product(asked.batches), point),
+            ahead=target.capability >= (9, 0) and _ahead(node, asked),
         )
         return [self._candidate(tile, target, asked) for tile in ranked_tiles(problem, target)]
 
@@ -237,6 +238,7 @@ def emit_product(
         strides=_strides(asked, extras),
         boxed=frozenset(boxed),
         aligned=frozenset(n for n, place in places.items() if _fits(place.offset, place.nbytes)),
+        fixed=frozenset(_constants(node)),
         early=target.capability >= (9, 0),
     )
     counters = _most_tiles(builder, gemm, tile) if tile.split > 1 else None
@@ -260,6 +262,8 @@ def emit_product(
         elif name == "partial":
             elements = tile_count(gemm, tile) * (tile.split * tile.rows * tile.columns)
             arguments[name] = Pointer(builder.workspace(DType.FLOAT32, elements), 0, True)
+        elif name == "b_ahead":
+            arguments[name] = Pointer(places["b"].slot, places["b"].offset)
         elif name == "counters":
             assert counters is not None
             arguments[name] = Pointer(builder.zeros(counters), 0, True)
@@ -316,6 +320,23 @@ def _extras(
         boxed = boxes and kind == "full" and where.boxable and value.tensor.dtype in _FACTORS
         extras.append(Extra(kind, value.tensor.dtype, where.pitch, boxed))
     return tuple(extras)
+
+
+def _ahead(node: Node, asked: Product) -> bool:
+    """Whether B will lie [N, K] in a weight."""
+    b = node.inputs[1]
+    constant = b is not None and b.constant is not None
+    return constant and not asked.batches and isinstance(asked.k, int)
+
+
+def _constants(node: Node) -> list[str]:
+    """The parameters that are weights."""
+    names = ["a", "b", *(operand_name(place) for place in range(1, len(node.inputs) - 1))]
+    return [
+        name
+        for name, value in zip(names, node.inputs)
+        if value is not None and value.constant is not None
+    ]
 
 
 def _strides(asked: Product, extras: Sequence[Extra]) -> tuple[tuple[str, _Pair], ...]:

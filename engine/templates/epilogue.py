@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from engine.cuda.triton_compiler import ELEMENT_NAMES
@@ -48,18 +48,21 @@ class Tail:
         row_mask: str = "",
         column_mask: str = "",
         prefix: str = "t",
+        loaded: Collection[str] = (),
     ) -> tuple[list[str], str]:
         """Statements that turn the float32 tile ``sums`` into the result's tile, and its text.
 
         In scope are ``rows`` (64-bit where needed) and ``columns``, pointers called
         `operand_name`, and the pitch of a "full" operand as the same name with "_pitch". ``box``
         gives the text of the tile of an operand that comes by a tensor map. Masks are texts of
-        conditions over one axis.
+        conditions over one axis. Operands in ``loaded`` were loaded by `early_lines`.
         """
         texts = [sums]
         for place, extra in enumerate(self.extras, 1):
             name = operand_name(place)
-            if extra.boxed:
+            if name in loaded:
+                texts.append(f"{name}_early")
+            elif extra.boxed:
                 texts.append(box(name))
             else:
                 texts.append(
@@ -73,6 +76,19 @@ class Tail:
                     )
                 )
         return print_expression(self.expression, texts, prefix=prefix)
+
+    def early_lines(self, names: Collection[str], *, column_mask: str = "") -> list[str]:
+        """Statements that load "column" and "scalar" operands before the sums are there.
+
+        ``columns`` must be in scope; an operand of another kind is left for `lines`.
+        """
+        found = []
+        for place, extra in enumerate(self.extras, 1):
+            name = operand_name(place)
+            if name in names and extra.kind in ("column", "scalar"):
+                text = operand_text(extra.kind, name, extra.dtype, column_mask=column_mask)
+                found.append(f"{name}_early = {text}")
+        return found
 
     def signature(self, box: Sequence[int]) -> list[tuple[str, str]]:
         """The parameters of the operands with their types; boxes have the shape ``box``."""

@@ -33,7 +33,8 @@ class Tile:
     sizes of a block's tile, ``split`` the ranges of K, ``group`` the tile rows that neighbours in
     time share, ``swapped`` computes the transposed tile (few rows), ``halves`` stores a tile in
     two parts, ``programs`` the blocks of a persistent kernel, ``specialised`` gives its loads to
-    warps of their own (it then stores through addresses, since the compiler cuts tiles in two).
+    warps of their own (it then stores through addresses, since the compiler cuts tiles in two),
+    ``ahead`` brings a constant B into L2 while the kernels before still run.
     """
 
     style: str
@@ -48,6 +49,7 @@ class Tile:
     halves: bool = False
     programs: int = 0
     specialised: bool = False
+    ahead: bool = False
 
     def to_json(self) -> dict[str, object]:
         """The choice as JSON: what tells tiles of one layer apart."""
@@ -57,7 +59,7 @@ class Tile:
             "warps": self.warps,
             "stages": self.stages,
         }
-        for name in ("split", "group", "swapped", "halves", "programs", "specialised"):
+        for name in ("split", "group", "swapped", "halves", "programs", "specialised", "ahead"):
             value, usual = getattr(self, name), Tile.__dataclass_fields__[name].default
             if value != usual:
                 found[name] = value
@@ -71,7 +73,8 @@ class Gemm:
     ``batches`` are the sizes of up to two batch axes, ``strides`` the elements between matrices
     along each for "a", "b", "y" and operands by name (0 where one broadcasts). ``boxed`` names
     those of "a", "b", "y" for which a tensor map can be made, ``aligned`` the pointers that are
-    multiples of 16 bytes. ``early`` is programmatic dependent launch.
+    multiples of 16 bytes, ``fixed`` the parameters that no kernel writes (weights). ``early`` is
+    programmatic dependent launch.
     """
 
     dtype: DType
@@ -87,6 +90,7 @@ class Gemm:
     strides: tuple[tuple[str, tuple[Dim, ...]], ...] = ()
     boxed: frozenset[str] = frozenset()
     aligned: frozenset[str] = frozenset()
+    fixed: frozenset[str] = frozenset()
     early: bool = False
 
     def sizes(self) -> dict[str, Dim]:
@@ -112,7 +116,8 @@ def gemm_kernel(gemm: Gemm, tile: Tile) -> DeviceKernel:
     """The kernel of a product for one way to cut it.
 
     Its parameters: "a", "b", "y" (pointers or tensor maps of the tile's shape), the operands,
-    "partial" and "counters" of a split product, then the sizes that are no constants. Its grid is
+    "partial" and "counters" of a split product, "b_ahead" (a pointer to B) of a tile that is
+    brought ahead, then the sizes that are no constants. Its grid is
     tiles times batches (or ``programs``), then ``split``.
     """
     writer = _Writer(gemm, tile)
@@ -127,6 +132,8 @@ def gemm_kernel(gemm: Gemm, tile: Tile) -> DeviceKernel:
             signature.append((name, "i32" if name in ("M", "N", "K", "inner") else "i64"))
     constants |= {"BM": tile.rows, "BN": tile.columns, "BK": tile.depth, "GROUP": tile.group}
     constants |= {"SPLIT": tile.split, "PROGRAMS": tile.programs}
+    if tile.ahead:
+        constants |= _lines_ahead(gemm, tile)
     names = ", ".join([*(n for n, _ in signature), *(f"{n}: tl.constexpr" for n in constants)])
     pointers = {name for name, form in signature if form.startswith("*")}
     return DeviceKernel(
@@ -175,6 +182,20 @@ class _Writer:
             raise ValueError("warps are specialised in persistent kernels that store by address")
         self.ragged_n = not self._divides(gemm.n, tile.columns)
         self.ragged_k = not self._divides(gemm.k, tile.depth)
+        if tile.ahead and not ("b" in gemm.fixed and gemm.transposed and gemm.early):
+            raise ValueError("only a constant B [N, K] is brought ahead of an early launch")
+        if tile.ahead and (
+            gemm.batches or tile.style == "persistent" or not isinstance(gemm.k, int)
+        ):
+            raise ValueError("a B of known depth is brought ahead, by blocks of one tile each")
+        small = {
+            operand_name(place)
+            for place, extra in enumerate(gemm.tail.extras, 1)
+            if extra.kind in ("column", "scalar")
+        }
+        single = tile.style != "persistent" and tile.split == 1
+        #: Operands that are loaded before the sums, so that nobody waits for them afterwards.
+        self.loaded = frozenset(small if single else ())
         self.wide = [name for name, _ in gemm.strides]
 
     @staticmethod
@@ -197,25 +218,31 @@ class _Writer:
         found += gemm.tail.signature((tile.rows, columns))
         if tile.split > 1:
             found += [("partial", "*fp32"), ("counters", "*i32")]
+        if tile.ahead:
+            found.append(("b_ahead", f"*{name}"))
         return found
 
     def text(self) -> str:
         """The module."""
-        lines = ["def gemm(PARAMETERS):"]
-        if self.gemm.early:
-            lines += ["    tl.extra.cuda.gdc_wait()", "    tl.extra.cuda.gdc_launch_dependents()"]
         body = ["tiles_m = tl.cdiv(M, BM)", "tiles_n = tl.cdiv(N, BN)"]
         if self.tile.style == "persistent":
             loop = "warp_specialize=True" if self.tile.specialised else "flatten=True"
             body += [
+                *self._wait(),
                 "tiles = tiles_m * tiles_n",
                 f"for tile in tl.range(tl.program_id(0), tiles, PROGRAMS, {loop}):",
-                *_indented(self._tile()),
+                *_indented([*_PLACED, *self._sums(), *self._finish()]),
             ]
         else:
-            body += ["tile = tl.program_id(0)", *self._batch(), *self._tile()]
-        lines += _indented(body)
+            body += ["tile = tl.program_id(0)", *self._batch(), *_PLACED, *self._one_tile()]
+        lines = ["def gemm(PARAMETERS):", *_indented(body)]
         return _HEAD + HELPERS + _PLACE + "\n\n@triton.jit\n" + "\n".join(lines) + "\n"
+
+    def _wait(self) -> list[str]:
+        """Let the kernels after begin, once those before are done."""
+        if not self.gemm.early:
+            return []
+        return ["tl.extra.cuda.gdc_wait()", "tl.extra.cuda.gdc_launch_dependents()"]
 
     def _batch(self) -> list[str]:
         """Which matrix this block works on, and the pointers moved to it."""
@@ -229,22 +256,31 @@ class _Writer:
             )
         return lines
 
-    def _tile(self) -> list[str]:
-        """One tile: where it lies, its sums, its epilogue."""
-        lines = ["tile_m, tile_n = place(tile, tiles_m, tiles_n, GROUP)"]
-        lines += ["row0 = tile_m * BM", "column0 = tile_n * BN"]
-        boxed = self.tile.style != "pointers"
-        lines += self._boxed_sums() if boxed else self._pointer_sums()
+    def _one_tile(self) -> list[str]:
+        """The tile of a block: what no kernel writes is read before it waits for those before."""
+        lines: list[str] = []
+        if self.loaded:
+            lines = ["columns = column0 + tl.arange(0, BN)"]
+            mask = "columns < N" if self.ragged_n else ""
+            lines += self.gemm.tail.early_lines(self.loaded & self.gemm.fixed, column_mask=mask)
+        if self.tile.split > 1:
+            lines.append("part = tl.program_id(1)")
+        lines += [*(_AHEAD if self.tile.ahead else []), *self._wait()]
+        if self.loaded:
+            lines += self.gemm.tail.early_lines(self.loaded - self.gemm.fixed, column_mask=mask)
+        lines += self._sums()
         if self.tile.split == 1:
             return lines + self._finish()
         return lines + _COLLECT + _indented([*self._finish(), "tl.store(counters + tile, 0)"])
+
+    def _sums(self) -> list[str]:
+        return self._pointer_sums() if self.tile.style == "pointers" else self._boxed_sums()
 
     def _range(self) -> list[str]:
         """The range of K tiles of this block."""
         if self.tile.split == 1:
             return ["first_k = 0", "last_k = tl.cdiv(K, BK)"]
         return [
-            "part = tl.program_id(1)",
             "per_part = tl.cdiv(tl.cdiv(K, BK), SPLIT)",
             "first_k = part * per_part",
             "last_k = tl.minimum(first_k + per_part, tl.cdiv(K, BK))",
@@ -338,6 +374,7 @@ class _Writer:
             row_mask="rows < M",
             column_mask=column_mask,
             prefix=prefix,
+            loaded=self.loaded,
         )
         element = f"(BM, {width})"
         lines += [*made, f"result = tl.broadcast_to({value}, {element})"]
@@ -349,6 +386,30 @@ class _Writer:
             "y_at = y + rows[:, None] * y_pitch + columns[None, :]",
             f"tl.store(y_at, result, mask={' & '.join(masks)})",
         ]
+
+
+_PLACED = [
+    "tile_m, tile_n = place(tile, tiles_m, tiles_n, GROUP)",
+    "row0 = tile_m * BM",
+    "column0 = tile_n * BN",
+]
+_PREFETCH = '"prefetch.global.L2 [$1]; // $0", "=r,l"'
+#: Every 128 bytes of the part of B that this block reads; what lies beyond is read as the last.
+_AHEAD = [
+    "near = tl.minimum(column0 + tl.arange(0, BN), N - 1).to(tl.int64)[:, None] * b_pitch",
+    "spots = (part * AHEAD if SPLIT > 1 else 0) + tl.arange(0, AHEAD_SIZE) * AHEAD_STEP",
+    "near = (b_ahead + near + tl.minimum(spots, K - 1)[None, :]).to(tl.int64)",
+    f"tl.inline_asm_elementwise({_PREFETCH}, [near], dtype=tl.int32, is_pure=False, pack=1)",
+]
+
+
+def _lines_ahead(gemm: Gemm, tile: Tile) -> dict[str, Constant]:
+    """How much of each row of B a block brings ahead: elements of a part, lines, their length."""
+    assert isinstance(gemm.k, int)
+    part = -(-gemm.k // (tile.depth * tile.split)) * tile.depth
+    step = 128 // gemm.dtype.nbytes
+    lines = max(1, -(-min(part, gemm.k) // step))
+    return {"AHEAD": part, "AHEAD_SIZE": 1 << (lines - 1).bit_length(), "AHEAD_STEP": step}
 
 
 _COLLECT = [

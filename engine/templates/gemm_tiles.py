@@ -9,7 +9,7 @@ measured on an H200 (790 TFLOP/s, 4.3 TB/s) and scaled by class elsewhere.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.target import CudaTarget
 from engine.templates.gemm import Tile
@@ -25,6 +25,7 @@ _FIXED_NS = 1500.0
 _LATENCY_NS = 900.0
 _LOAD_NS = 700.0
 _MOST_PER_SIZE = 3
+_MOST_AHEAD = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,8 @@ class Problem:
     """A product as far as its speed depends on it.
 
     ``boxes`` says that tensor maps deliver both factors, ``box_store`` that one takes the result;
-    ``fulls`` counts operands of the result's shape, ``splits`` allows ranges of K.
+    ``fulls`` counts operands of the result's shape, ``splits`` allows ranges of K, ``ahead`` says
+    that B is a constant which a launch may bring into L2 while the kernels before still run.
     """
 
     m: int
@@ -44,6 +46,7 @@ class Problem:
     fulls: int = 0
     batches: int = 1
     splits: bool = True
+    ahead: bool = False
 
 
 def shared_nbytes(problem: Problem, tile: Tile) -> int:
@@ -78,7 +81,20 @@ def ranked_tiles(problem: Problem, target: CudaTarget, limit: int = 32) -> list[
         size = (tile.rows, tile.columns, tile.split, tile.style)
         seen[size] = seen.get(size, 0) + 1
         (first if seen[size] <= _MOST_PER_SIZE else rest).append(tile)
-    return [*first, *rest][:limit]
+    return _with_ahead(problem, target, [*first, *rest])[:limit]
+
+
+def _with_ahead(problem: Problem, target: CudaTarget, tiles: list[Tile]) -> list[Tile]:
+    """The best few also with B brought ahead, where few blocks leave the device waiting for it."""
+    found: list[Tile] = []
+    for tile in tiles:
+        blocks = -(-problem.m // tile.rows) * -(-problem.n // tile.columns) * tile.split
+        lines = problem.k * problem.nbytes // (128 * tile.split) * tile.columns
+        few = blocks <= 2 * target.multiprocessors and lines <= 32 * 32 * tile.warps
+        if problem.ahead and few and tile.style != "persistent" and len(found) < _MOST_AHEAD:
+            found.append(replace(tile, ahead=True))
+        found.append(tile)
+    return found
 
 
 def _tiles(problem: Problem, target: CudaTarget) -> Iterator[Tile]:

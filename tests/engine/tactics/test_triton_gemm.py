@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +12,13 @@ import pytest
 
 pytest.importorskip("triton")
 
+from engine.cuda.kernel import Compiled, DeviceKernel
+from engine.cuda.triton_compiler import compile_triton
 from engine.ir.graph import Graph, Node, Value
 from engine.ir.infer import infer_node
 from engine.ir.sizes import Dim, symbol
 from engine.ir.types import DType, TensorType
+from engine.lower.builder import ProgramBuilder
 from engine.ops.expression import Expression, call, cast, constant, load
 from engine.ops.fused import FusedConv, FusedMatMul, apply_epilogue
 from engine.ops.operator import Operator
@@ -123,6 +128,8 @@ STYLES = [
     Tile("pointers", 32, 32, 32, 4, 3, split=3, group=2),
     Tile("boxes", 64, 32, 32, 4, 3),
     Tile("boxes", 64, 32, 32, 4, 3, split=2),
+    Tile("boxes", 64, 32, 32, 4, 3, ahead=True),
+    Tile("pointers", 16, 32, 32, 4, 3, split=2, swapped=True, ahead=True),
     Tile("persistent", 64, 32, 32, 4, 3, programs=2),
     Tile("persistent", 64, 32, 32, 4, 3, programs=3, halves=True, group=1),
     Tile("persistent", 64, 32, 32, 4, 3, programs=2, specialised=True),
@@ -140,7 +147,7 @@ def test_every_style_computes_every_kind_of_epilogue_with_tails(
     check(op, feeds, tile, symbolic=True)
 
 
-@pytest.mark.parametrize("tile", STYLES[:6:2], ids=lambda tile: str(tile.to_json()))
+@pytest.mark.parametrize("tile", STYLES[:8:2], ids=lambda tile: str(tile.to_json()))
 def test_a_constant_with_its_rows_along_k_is_transposed_once(tile: Tile) -> None:
     check(FusedMatMul(False, *BIAS), [random(40, 64), random(64, 40, seed=1), random(40)], tile)
 
@@ -153,7 +160,7 @@ def test_factors_that_are_no_constants(tile: Tile, transposed: bool) -> None:
 
 
 @pytest.mark.parametrize("sizes", [(5, 37, 50), (3, 101, 24), (1, 16, 7)])
-@pytest.mark.parametrize("tile", [STYLES[0], STYLES[1], STYLES[2], STYLES[3], STYLES[5]])
+@pytest.mark.parametrize("tile", [STYLES[0], STYLES[1], STYLES[2], STYLES[3], STYLES[7]])
 def test_ragged_sizes_fall_to_masks(tile: Tile, sizes: tuple[int, int, int]) -> None:
     m, n, k = sizes
     check(FusedMatMul(True, *BIAS), [random(m, k), random(n, k, seed=1), random(n)], tile)
@@ -185,7 +192,7 @@ def test_float32_and_results_of_another_type() -> None:
     check(op, [random(70, 64), random(40, 64, seed=1), random(70, 40)], STYLES[3])
 
 
-@pytest.mark.parametrize("tile", [STYLES[0], STYLES[3], STYLES[6]])
+@pytest.mark.parametrize("tile", [STYLES[0], STYLES[5], STYLES[8]])
 def test_a_convolution_of_one_tap_is_a_product_over_pixels(tile: Tile) -> None:
     x, w = random(2, 5, 7, 32), random(48, 32, 1, 1, seed=1)
     op = FusedConv(epilogue=RESIDUAL[0], kinds=RESIDUAL[1])
@@ -219,14 +226,109 @@ def test_offers_differ_and_say_why_when_there_are_none() -> None:
 def test_the_vocabulary_of_gpt2_is_read_in_boxes_and_stored_by_address() -> None:
     weight = np.zeros((50257, 8), np.float16)
     graph = layer(FusedMatMul(True, *PLAIN), [random(8, 8), weight], (1,), None)
-    builder_steps: list[LaunchStep] = []
-
-    from engine.lower.builder import ProgramBuilder
-
     builder = ProgramBuilder(graph)
     emit_product(builder, graph.nodes[0], 0, Tile("boxes", 128, 256, 64, 8, 3), TARGET)
-    builder_steps += [step for step in builder.steps if isinstance(step, LaunchStep)]
-    assert len(builder_steps) == 1
-    maps = [item for item in builder_steps[0].parameters if isinstance(item, TensorMap)]
+    (step,) = builder.steps
+    assert isinstance(step, LaunchStep)
+    maps = [item for item in step.parameters if isinstance(item, TensorMap)]
     assert [item.sizes for item in maps] == [(8, 8), (50257, 8)]
     assert dict(builder.device_kernels[0].signature)["y"] == "*fp16"
+
+
+def kernels(
+    sizes: tuple[int, int, int], epilogue: Any, target: str, count: int
+) -> list[tuple[dict[str, Any], DeviceKernel]]:
+    """The kernels of the first candidates for a product, with their choices."""
+    m, n, k = sizes
+    feeds = [np.zeros((m, k), np.float16), np.zeros((n, k), np.float16)]
+    feeds += extras(epilogue[1], m, n)
+    graph = layer(FusedMatMul(True, *epilogue), feeds, (1, 2), symbol("rows"))
+    found = TACTIC.offers(graph.nodes[0], {"rows": m}, describe(target))
+    assert not isinstance(found, Refusal)
+    made = []
+    for candidate in found[:count]:
+        builder = ProgramBuilder(graph, [Symbol("rows", 1, (m,), m, ("input", "x0", 0))])
+        candidate.emit(builder, graph.nodes[0], 0)
+        made.append((dict(candidate.choice), builder.device_kernels[0]))
+    return made
+
+
+def machine_code(image: bytes, folder: Path) -> str:
+    import triton
+
+    (folder / "kernel.cubin").write_bytes(image)
+    program = Path(triton.__file__).parent / "backends/nvidia/bin/nvdisasm"
+    command = [str(program), str(folder / "kernel.cubin")]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize(
+    ("sizes", "epilogue", "count"),
+    [((128, 768, 3072), RESIDUAL, 3), ((4096, 3072, 768), GELU, 3), ((1, 1000, 2048), BIAS, 2)],
+)
+def test_first_candidates_compile_for_hopper_without_spills(
+    sizes: tuple[int, int, int], epilogue: Any, count: int, tmp_path: Path
+) -> None:
+    for choice, kernel in kernels(sizes, epilogue, "cuda:sm90", count):
+        found = compile_triton(kernel, (9, 0))
+        assert isinstance(found, Compiled), (choice, found)
+        assert found.spilled_nbytes == 0, choice
+        assert found.shared_nbytes <= TARGET.shared_nbytes
+        assert found.waits
+        code = machine_code(found.image, tmp_path)
+        if sizes[0] >= 64:
+            assert "HGMMA" in code, choice
+        if choice["style"] != "pointers":
+            assert "UTMALDG" in code, choice
+        wait = code.index("ACQBULK")  # nothing that a kernel before may write is read earlier
+        reads = [code.find(name) for name in ("UTMALDG", "LDGSTS")]
+        assert all(place < 0 or place > wait for place in reads), choice
+
+
+@pytest.mark.parametrize(("target", "capability"), [("cuda:sm80", (8, 0)), ("cuda:sm100", (10, 0))])
+def test_first_candidates_compile_for_other_architectures(
+    target: str, capability: tuple[int, int], tmp_path: Path
+) -> None:
+    device = describe(target)
+    assert isinstance(device, CudaTarget)
+    for sizes, epilogue in [((197, 768, 768), RESIDUAL), ((1024, 2304, 768), BIAS)]:
+        for choice, kernel in kernels(sizes, epilogue, target, 2):
+            found = compile_triton(kernel, capability)
+            assert isinstance(found, Compiled), (choice, found)
+            assert found.spilled_nbytes == 0, choice
+            assert found.shared_nbytes <= device.shared_nbytes
+            code = machine_code(found.image, tmp_path)
+            assert ("ACQBULK" in code) == (capability >= (9, 0)) == found.waits
+
+
+def test_styles_that_ranking_puts_later_compile_too() -> None:
+    m, n, k = 2048, 3072, 768
+    feeds = [np.zeros((m, k), np.float16), np.zeros((n, k), np.float16), np.zeros(n, np.float16)]
+    graph = layer(FusedMatMul(True, *GELU), feeds, (1, 2), None)
+    for tile in [
+        Tile("persistent", 128, 256, 64, 8, 3, programs=132, halves=True),
+        Tile("persistent", 128, 128, 64, 4, 3, programs=132, specialised=True),
+        Tile("pointers", 16, 64, 128, 4, 4, swapped=True),
+        Tile("boxes", 64, 64, 128, 4, 3, split=2, ahead=True),
+    ]:
+        builder = ProgramBuilder(graph)
+        emit_product(builder, graph.nodes[0], 0, tile, TARGET)
+        found = compile_triton(builder.device_kernels[0], (9, 0))
+        assert isinstance(found, Compiled), (tile, found)
+        assert found.spilled_nbytes == 0, tile
+        assert found.threads == (384 if tile.specialised else 32 * tile.warps)
+
+
+@pytest.mark.parametrize("dtype", [DType.BFLOAT16, DType.FLOAT32])
+def test_other_types_compile(dtype: DType) -> None:
+    feeds = [np.zeros((128, 256), dtype.numpy), np.zeros((256, 256), dtype.numpy)]
+    graph = layer(FusedMatMul(False, cast(SUM, dtype)), feeds, (1,), None)
+    found = TACTIC.offers(graph.nodes[0], {}, TARGET)
+    assert not isinstance(found, Refusal)
+    for capability in ((8, 0), (9, 0), (10, 0)):
+        builder = ProgramBuilder(graph)
+        target = describe(f"cuda:sm{capability[0]}{capability[1]}")
+        assert isinstance(target, CudaTarget)
+        emit_product(builder, graph.nodes[0], 0, Tile("pointers", 64, 64, 32, 4, 3), target)
+        made = compile_triton(builder.device_kernels[0], capability)
+        assert isinstance(made, Compiled) and made.spilled_nbytes == 0, made
