@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from engine.cuda.c_expression import printable
@@ -24,7 +24,7 @@ from engine.ops.region import Load, Region, Store
 from engine.plan.device import Scalar
 from engine.plan.expressions import Range
 
-__all__ = ["Form", "Generated", "RegionChoice", "check", "generate", "is_vector", "prepared"]
+__all__ = ["Form", "Generated", "RegionChoice", "check", "fitted", "generate", "is_vector"]
 
 Form = Literal["flat", "rows", "passes", "columns"]
 
@@ -96,7 +96,24 @@ def is_vector(item: Load | Store, width: int, axis: int, *, tail: bool = False) 
     return all(divides(width, step) for step in steps)
 
 
-def prepared(region: Region) -> Region:
+def fitted(region: Region, choice: RegionChoice) -> RegionChoice:
+    """The choice with narrower vectors where a region of points lies in slices of wider tensors."""
+    if choice.form != "flat":
+        return choice
+    width, length, single = choice.width, region.space[-1], len(region.space) == 1
+
+    def fits(width: int) -> bool:
+        near = (s for s in region.stores if s.strides[-1] == 1)
+        return (single or divides(width, length)) and all(
+            is_vector(store, width, len(region.space) - 1, tail=single) for store in near
+        )
+
+    while width > 1 and not fits(width):
+        width //= 2
+    return replace(choice, width=width)
+
+
+def _prepared(region: Region) -> Region:
     """The region with divisions by what a reduction gives turned into products, one division a row.
 
     The result is within two units in the last place of float32, in which reductions are computed.
@@ -157,7 +174,7 @@ def generate(
     from engine.cuda.region_rows import FlatPrinter, RowPrinter
 
     check(region)
-    region = prepared(region)
+    region = _prepared(region)
     sizes = SizeText(_is_wide(region, ranges or {}), ranges or {})
     inputs = tuple(sorted({load.operand for load in region.loads}))
     printers = {"flat": FlatPrinter, "columns": ColumnPrinter}
