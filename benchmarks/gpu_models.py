@@ -7,6 +7,7 @@ torchvision, transformers, onnx and onnxscript; runs where the peers run.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,11 +66,11 @@ class UNet(torch.nn.Module):
 
         widths = [base << level for level in range(levels + 1)]
         self.first = block(channels, base)
-        self.down = torch.nn.ModuleList(block(a, b) for a, b in zip(widths, widths[1:]))
+        self.down = torch.nn.ModuleList(block(a, b) for a, b in itertools.pairwise(widths))
         self.up = torch.nn.ModuleList(
-            torch.nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in zip(widths, widths[1:])
+            torch.nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in itertools.pairwise(widths)
         )
-        self.merge = torch.nn.ModuleList(block(b, a) for a, b in zip(widths, widths[1:]))
+        self.merge = torch.nn.ModuleList(block(b, a) for a, b in itertools.pairwise(widths))
         self.last = torch.nn.Conv2d(base, classes, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

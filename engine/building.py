@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["PRECISIONS", "BuildOptions", "assemble_plan", "build", "optimise", "read_model"]
 
 #: Bumped whenever the same inputs give other plan bytes.
-CODEGEN = 1
+CODEGEN = 2
 PRECISIONS = ("fp32", "fp16")
 
 

@@ -140,9 +140,11 @@ class Graph:
     def fresh_name(self, hint: str) -> str:
         """A value or node name that is not yet used in this graph."""
         name = hint
+        base, _, last = hint.rpartition(".")
+        base = base if base and last.isdigit() else hint  # else numbers would pile up
         while name in self._names or not name:
             self._counter += 1
-            name = f"{hint}.{self._counter}"
+            name = f"{base}.{self._counter}"
         self._names.add(name)
         return name
 

@@ -19,7 +19,8 @@ from engine.passes.make_views import make_views
 from engine.passes.merge_equal import merge_equal
 from engine.passes.merge_pointwise import merge_pointwise
 from engine.passes.move_data import move_data
-from engine.passes.move_transposes import move_transposes
+from engine.passes.move_row_transposes import move_row_transposes
+from engine.passes.move_transposes import join_transposes, move_transposes
 from engine.passes.remove_dead import remove_dead
 from engine.passes.remove_identity import remove_identity
 
@@ -88,6 +89,9 @@ def _fuse(stage: str) -> Pass:
 
 #: What follows the canonical form, in order.
 PIPELINE: tuple[Pass, ...] = (
+    _until_settled(move_row_transposes),
+    _until_settled(join_transposes),
+    make_views,
     _fuse("attention"),
     remove_dead,
     _fuse("projections"),

@@ -10,14 +10,18 @@ from engine.fusions.fusion import only_user
 from engine.ir.graph import Graph, Node, Value
 from engine.ir.infer import infer_node
 from engine.ir.sizes import Dim
+from engine.ir.types import TensorType, is_bound
 from engine.ops.expression import Expression, load, loads, order, substitute
 from engine.ops.functions import REDUCTIONS
-from engine.ops.operator import Operator
 from engine.ops.region import MOST_LOADS, MOST_OPERANDS, Gather, Load, Region, Store
 from engine.ops.widen import widen
-from engine.passes.move_data import contiguous
+from engine.passes.move_data import concat_region, contiguous
+from engine.passes.rows import REGION_DTYPES
 
 __all__ = ["absorb_reads"]
+
+#: A concatenation of more parts is copied rather than looked up at every point.
+MOST_PARTS = 4
 
 
 def absorb_reads(graph: Graph) -> bool:
@@ -35,9 +39,10 @@ def _absorb(graph: Graph, node: Node) -> bool:
     assert isinstance(reader, Region)
     for value in dict.fromkeys(node.inputs):
         producer = _producer(graph, node, value)
-        if value is None or producer is None or not _is_plain(producer):
+        region = None if producer is None else _as_region(producer)
+        if value is None or producer is None or region is None:
             continue
-        source = _spread(producer.op, reader.space)
+        source = _spread(region, reader.space)
         made = None if source is None else _inlined(node, value, producer, source)
         if made is None:
             continue
@@ -57,12 +62,27 @@ def _producer(graph: Graph, node: Node, value: Value | None) -> Node | None:
         if source is None or source.producer is None or only_user(graph, source) is not above:
             return None
         above = source.producer
-    return above if isinstance(above.op, Region) else None
+    return above
 
 
-def _spread(source: Operator, space: tuple[Dim, ...]) -> Region | None:
+def _as_region(node: Node) -> Region | None:
+    """What makes one dense value point by point, as a region."""
+    if node.kind == "Concat":
+        inputs = [value for value in node.inputs if value is not None]
+        return concat_region(node) if len(inputs) <= MOST_PARTS and _computable(node) else None
+    return node.op if isinstance(node.op, Region) and _is_plain(node) else None
+
+
+def _computable(node: Node) -> bool:
+    """Whether a region can read and make values of these types."""
+    kinds = [value.type for value in (*node.inputs, *node.outputs) if value is not None]
+    return all(
+        isinstance(k, TensorType) and is_bound(k) and k.dtype in REGION_DTYPES for k in kinds
+    )
+
+
+def _spread(source: Region, space: tuple[Dim, ...]) -> Region | None:
     """A region over a space that differs from its own by axes of size 1, or nothing."""
-    assert isinstance(source, Region)
     if source.space == space:
         return source
     own = [axis for axis, size in enumerate(source.space) if size != 1]

@@ -6,6 +6,7 @@ import numpy as np
 
 from engine.ir.graph import Graph, Node
 from engine.ir.sizes import Dim
+from engine.ir.strided import contiguous_strides, trace
 from engine.ir.types import DType, is_bound
 from engine.ops.view import View
 
@@ -20,6 +21,8 @@ def make_views(graph: Graph) -> bool:
     for node in list(graph.nodes):
         if node.kind in _RESHAPES or _moves_only_units(node) or _gathers_in_order(node):
             changed |= _rewrite(graph, node)
+        elif node.kind == "Transpose":
+            changed |= _restore_order(graph, node)
     return changed
 
 
@@ -32,6 +35,25 @@ def _moves_only_units(node: Node) -> bool:
     perm = getattr(node.op, "perm", None) or tuple(range(len(shape)))[::-1]
     kept = [axis for axis in perm if shape[axis] != 1]
     return kept == sorted(kept)
+
+
+def _restore_order(graph: Graph, node: Node) -> bool:
+    """A transpose that undoes what views and transposes above it did is a view of their source."""
+    source, output = node.inputs[0], node.outputs[0]
+    if source is None or source.producer is None or source.producer.kind != "View":
+        return False
+    found = trace(output)
+    dense = contiguous_strides(found.shape)
+    if found.root is source or found.offset != 0 or found.factor != 1.0:
+        return False
+    if found.root.tensor.elements != output.tensor.elements:
+        return False
+    pairs = zip(found.shape, found.strides, dense)
+    if any(size != 1 and step != wanted for size, step, wanted in pairs):
+        return False
+    node.set_input(0, found.root)
+    node.op = View(output.tensor.dims)
+    return True
 
 
 def _gathers_in_order(node: Node) -> bool:

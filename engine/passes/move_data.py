@@ -9,11 +9,11 @@ from engine.ir.graph import Graph, Node, Value
 from engine.ir.sizes import Dim, product
 from engine.ir.types import DType, TensorType, is_bound
 from engine.ops.channels_last import ChannelNorm, ChannelShuffle
-from engine.ops.expression import Expression, call, constant, load
+from engine.ops.expression import Expression, call, constant, index, load
 from engine.ops.region import Bound, Gather, Load, Region, Store
 from engine.passes.rows import REGION_DTYPES
 
-__all__ = ["contiguous", "move_data"]
+__all__ = ["concat_region", "contiguous", "move_data"]
 
 Shape = tuple[Dim, ...]
 MOST_AXES = 8
@@ -150,6 +150,30 @@ def _gather(node: Node) -> Region | None:
     value = load(1, table.tensor.dtype)
     store = Store(value, 0, out, 0, contiguous(out))
     return Region(out, loads, (store,), (indices.tensor.dims, shape))
+
+
+def concat_region(node: Node) -> Region | None:
+    """Inputs beside each other along an axis, each read where the index is its own."""
+    out, rank = node.outputs[0].tensor.dims, node.outputs[0].tensor.rank
+    axis = int(getattr(node.op, "axis", 0)) % rank
+    dtype = node.outputs[0].tensor.dtype
+    loads: list[Load] = []
+    ends: list[int] = []
+    begin: Dim = 0
+    for place, value in enumerate(node.inputs):
+        if value is None or not isinstance(begin, int):
+            return None
+        shape = value.tensor.dims
+        bound = Bound(axis, begin, begin + shape[axis])
+        loads.append(Load(place, dtype, 0, contiguous(shape), None, (bound,), 0))
+        begin = begin + shape[axis]
+        ends.append(begin if isinstance(begin, int) else 0)
+    result = load(len(loads) - 1, dtype)
+    for place in range(len(loads) - 2, -1, -1):
+        inside = call("less", index(axis), constant(ends[place], DType.INT64))
+        result = call("select", inside, load(place, dtype), result)
+    shapes = tuple(value.tensor.dims for value in node.inputs if value is not None)
+    return Region(out, tuple(loads), (Store(result, 0, out, 0, contiguous(out)),), shapes)
 
 
 def _take_one(node: Node, table: Value, axis: int) -> Region | None:

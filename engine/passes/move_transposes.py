@@ -9,7 +9,7 @@ from engine.ops.elementwise import ElementwiseOperator
 from engine.ops.operator import Operator, find
 from engine.passes.choose_layout import transpose_before
 
-__all__ = ["move_transposes"]
+__all__ = ["join_transposes", "move_transposes"]
 
 Perm = tuple[int, ...]
 
@@ -26,6 +26,15 @@ def move_transposes(graph: Graph) -> bool:
             changed |= _through_elementwise(graph, node)
         elif node.kind == "Concat":
             changed |= _through_concat(graph, node)
+    return changed
+
+
+def join_transposes(graph: Graph) -> bool:
+    """Chains of transposes become one, pairs that cancel disappear."""
+    changed = False
+    for node in list(graph.nodes):
+        if node.graph is graph and node.kind == "Transpose":
+            changed |= _join(graph, node)
     return changed
 
 
@@ -126,7 +135,7 @@ def _rewrite(
 ) -> None:
     """Replace a node by the operator over untransposed inputs, followed by the transpose."""
     output = node.outputs[0]
-    result = Value(graph.fresh_name(f"{output.name}.moved"), output.type)
+    result = Value(graph.fresh_name(output.name), output.type)
     moved = Node(op, inputs, [result], name=graph.fresh_name(node.name), sources=node.sources)
     graph.insert_before(node, moved)
     infer_node(graph, moved)
