@@ -2,6 +2,9 @@
 
 A kernel's parameters are the pointers a, b, x1, x2, ... (operands of the epilogue) and y, then its
 own sizes, then the elements between rows of y ("y_row") and of each "full" operand ("x1_row").
+
+Pointers to what other kernels write carry no ``__restrict__``: a compiler may move loads that it
+believes constant for the whole kernel before the wait for those kernels.
 """
 
 from __future__ import annotations
@@ -34,10 +37,9 @@ class SumStore:
     def pointers(self) -> list[str]:
         """The C parameters of the operands and of the result."""
         operands = [
-            f"const {storage_type(dtype)} *__restrict__ x{place}"
-            for place, dtype in enumerate(self.dtypes, 1)
+            f"const {storage_type(dtype)} *x{place}" for place, dtype in enumerate(self.dtypes, 1)
         ]
-        return [*operands, f"{storage_type(self.epilogue.dtype)} *__restrict__ y"]
+        return [*operands, f"{storage_type(self.epilogue.dtype)} *y"]
 
     def strides(self) -> list[str]:
         """The names of the strides, which are long: y's, then those of full operands."""

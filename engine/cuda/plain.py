@@ -187,8 +187,8 @@ def tiled_matmul(
     """
     names = [f"size{i}" for i in range(axes)]
     parameters = [
-        f"const {storage_type(a)} *__restrict__ a",
-        f"const {storage_type(b)} *__restrict__ b",
+        f"const {storage_type(a)} *a",
+        f"const {storage_type(b)} *b",
         *store.pointers(),
         *("int M", "int N", "int K", "long long a_row"),
     ]
@@ -226,8 +226,8 @@ _STEPS = ("a_image", "a_line", "a_pixel", "a_channel")
 
 def _conv_parameters(a: DType, b: DType, store: SumStore) -> list[str]:
     return [
-        f"const {storage_type(a)} *__restrict__ a",
-        f"const {storage_type(b)} *__restrict__ b",
+        f"const {storage_type(a)} *a",
+        f"const {storage_type(b)} *b",
         *store.pointers(),
         *(f"int {name}" for name in ("M", *_IMAGE)),
         *(f"long long {name}" for name in (*_STEPS, *store.strides())),

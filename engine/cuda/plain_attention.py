@@ -118,8 +118,8 @@ def plain_attention(
     tile, lanes = 2 * rows, _THREADS // rows
     masked = mask != "none"
     names = ["q", "k", "v", "mask"][: len(dtypes)]
-    pointers = [f"const {storage_type(d)} *__restrict__ {n}" for d, n in zip(dtypes, names)]
-    pointers.append(f"{storage_type(out)} *__restrict__ y")
+    pointers = [f"const {storage_type(d)} *{n}" for d, n in zip(dtypes, names)]
+    pointers.append(f"{storage_type(out)} *y")
     strided = [*names[:3], "y", *names[3:]]
     parameters = [*pointers, "int heads", "int queries", "int keys"]
     parameters += [f"long long {n}_{axis}" for n in strided for axis in ("batch", "head", "row")]
