@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from engine.cuda.c_expression import PRELUDE, storage_type
 from engine.cuda.kernel import DeviceKernel
-from engine.cuda.windows import Ending, Geometry, Sizes, Tile, fill, vector_functions
+from engine.cuda.windows import STORES, Ending, Geometry, Sizes, Tile, fill, vector_functions
 from engine.ir.types import DType
 
 __all__ = ["Depthwise"]
@@ -141,5 +141,5 @@ class Depthwise:
             },
         )
         functions = vector_functions(self.dtype, tile.vector, "x")
-        source = PRELUDE + functions + self.ending.functions(tile.vector) + body
+        source = PRELUDE + STORES + functions + self.ending.functions(tile.vector) + body
         return DeviceKernel("nvrtc", "depthwise", source, tile.threads, waits=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from engine.cuda.c_expression import PRELUDE, storage_type
 from engine.cuda.kernel import DeviceKernel
-from engine.cuda.windows import Geometry, Sizes, Tile, fill, vector_functions
+from engine.cuda.windows import STORES, Geometry, Sizes, Tile, fill, vector_functions
 from engine.ir.types import DType
 
 __all__ = ["MapReduction", "Pooling"]
@@ -189,7 +189,7 @@ class Pooling:
                 "X": storage_type(self.dtype),
             },
         )
-        source = PRELUDE + vector_functions(self.dtype, tile.vector, "x")
+        source = PRELUDE + STORES + vector_functions(self.dtype, tile.vector, "x")
         if paired:
             kind, unpack, pack, _ = _PAIRED[self.dtype]
             source += fill(_MAXIMUM, {"TYPE": kind, "UNPACK": unpack, "PACK": pack})
@@ -205,7 +205,7 @@ class Pooling:
             return (
                 f"raw_x made; uint32_t *words = (uint32_t *)&made;\n#pragma unroll\n"
                 f"        for (int p = 0; p < {self.tile.vector // 2}; ++p) words[p] = "
-                "sums[r][t][p];\n        *(raw_x *)to = made;"
+                "sums[r][t][p];\n        store_vector((raw_x *)to, made);"
             )
         if self.function == "max":
             return "store_x(to, sums[r][t]);"
@@ -306,7 +306,7 @@ class MapReduction:
                 "SCALED": "sum[v]" if self.divisor == 1 else f"sum[v] / {float(self.divisor)}f",
             },
         )
-        source = PRELUDE + vector_functions(self.dtype, self.vector, "x")
+        source = PRELUDE + STORES + vector_functions(self.dtype, self.vector, "x")
         source += vector_functions(self.out, self.vector, "y") + body
         threads = self.lanes * self.members
         return DeviceKernel("nvrtc", "map_reduction", source, threads, waits=True)

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 
 from engine.cuda.c_expression import PRELUDE, storage_type
 from engine.cuda.kernel import DeviceKernel
-from engine.cuda.windows import Ending, Sizes, fill
+from engine.cuda.windows import STORES, Ending, Sizes, fill
 from engine.ir.sizes import Dim, ceildiv
 from engine.ir.types import DType
 
@@ -365,7 +365,7 @@ class Stem:
                 "Y": storage_type(self.ending.out),
             },
         )
-        source = PRELUDE + self.ending.functions(self.vector) + body
+        source = PRELUDE + STORES + self.ending.functions(self.vector) + body
         return DeviceKernel(
             "nvrtc", "stem", source, 32 * tile.warps, self.shared_nbytes, waits=True
         )

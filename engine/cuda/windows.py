@@ -230,11 +230,14 @@ EF_FUNCTION void unpack_@TAG@(const raw_@TAG@ &w, float *v) { @UNPACK@ }
 EF_FUNCTION raw_@TAG@ pack_@TAG@(const float *v) { raw_@TAG@ w; @PACK@ return w; }
 EF_FUNCTION void load_@TAG@(const @T@ *p, float *v) {
 #pragma unroll
-  for (int i = 0; i < @WIDTH@; i += @STEP@) unpack_@TAG@(*(const raw_@TAG@ *)(p + i), v + i);
+  for (int i = 0; i < @WIDTH@; i += @STEP@) {
+    const raw_@TAG@ w = *(const raw_@TAG@ *)(p + i);
+    unpack_@TAG@(w, v + i);
+  }
 }
 EF_FUNCTION void store_@TAG@(@T@ *p, const float *v) {
 #pragma unroll
-  for (int i = 0; i < @WIDTH@; i += @STEP@) *(raw_@TAG@ *)(p + i) = pack_@TAG@(v + i);
+  for (int i = 0; i < @WIDTH@; i += @STEP@) store_vector((raw_@TAG@ *)(p + i), pack_@TAG@(v + i));
 }
 """
 
@@ -268,6 +271,22 @@ def _pack(dtype: DType, step: int) -> str:
         f"{word} = ef_pack_{name}(v[{2 * i}], v[{2 * i + 1}]);" for i, word in enumerate(words)
     )
 
+
+#: Stores that stay one access, whatever the compiler thinks of their parts.
+STORES = r"""
+#ifdef __CUDACC__
+EF_FUNCTION void store_vector(uint4 *p, uint4 w) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
+               :: "l"(p), "r"(w.x), "r"(w.y), "r"(w.z), "r"(w.w) : "memory"); }
+EF_FUNCTION void store_vector(uint2 *p, uint2 w) {
+  asm volatile("st.global.v2.b32 [%0], {%1, %2};" :: "l"(p), "r"(w.x), "r"(w.y) : "memory"); }
+#else
+EF_FUNCTION void store_vector(uint4 *p, uint4 w) { *p = w; }
+EF_FUNCTION void store_vector(uint2 *p, uint2 w) { *p = w; }
+#endif
+EF_FUNCTION void store_vector(uint32_t *p, uint32_t w) { *p = w; }
+EF_FUNCTION void store_vector(uint16_t *p, uint16_t w) { *p = w; }
+"""
 
 IDENTITY = load(0, DType.FLOAT32)
 

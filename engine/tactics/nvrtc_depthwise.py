@@ -21,7 +21,7 @@ from engine.ir.sizes import Dim, evaluate
 from engine.ir.types import TensorType
 from engine.lower.builder import ProgramBuilder
 from engine.ops.fused import FusedConv
-from engine.plan.device import Pointer
+from engine.plan.device import Parameter, Pointer
 from engine.plan.recipes import RecipeStep
 from engine.tactics.tactic import Candidate, Refusal, register
 from engine.target import CudaTarget, Target
@@ -152,7 +152,7 @@ def _emit(builder: ProgramBuilder, node: Node, layer: int, tile: Tile) -> None:
     sizes.add(out_height=out_height, out_width=out_width, x_pixel=pixel, y_pixel=out_pixel)
     sizes.add(**pixels)
     kernel = Depthwise(x.tensor.dtype, geometry_of(op, w), tile, end_of(op, node)).kernel(sizes)
-    parameters = [
+    parameters: list[Parameter] = [
         Pointer(slot, offset),
         Pointer(filters),
         *pointers,

@@ -13,7 +13,7 @@ from engine.ir.sizes import Dim, ceildiv, evaluate
 from engine.ir.types import DType
 from engine.lower.builder import ProgramBuilder
 from engine.ops.channels_last import Pool
-from engine.plan.device import Pointer
+from engine.plan.device import Parameter, Pointer
 from engine.tactics.nvrtc_depthwise import refused
 from engine.tactics.tactic import Candidate, Refusal, register
 from engine.target import CudaTarget, Target
@@ -89,7 +89,7 @@ def _emit(builder: ProgramBuilder, node: Node, layer: int, tile: Tile) -> None:
     sizes.add(height=height, width=width, channels=channels)
     sizes.add(out_height=out_height, out_width=out_width, x_pixel=pixel, y_pixel=out_pixel)
     pooling = Pooling(x.tensor.dtype, op.kind, _geometry(op), tile, op.counts_padding)
-    parameters = [
+    parameters: list[Parameter] = [
         Pointer(slot, offset),
         Pointer(out_slot, out_offset, writes=True),
         *sizes.scalars,
@@ -230,7 +230,7 @@ def _reduce(
     )
     sizes = Sizes()
     sizes.add(pixels=pixels, parts=parts, channels=channels, x_pixel=source[2], y_pixel=target[2])
-    parameters = [
+    parameters: list[Parameter] = [
         Pointer(source[0], source[1]),
         Pointer(target[0], target[1], writes=True),
         *sizes.scalars,
