@@ -19,7 +19,7 @@ from engine.cuda.cublaslt import (
     PreparedMatmul,
 )
 from engine.errors import KernelError, PlanCorruptError
-from engine.ir.types import Array
+from tests.engine.cuda.library_models import ColumnMajorModel
 
 CALL = MatmulCall(
     dtype="float16",
@@ -74,76 +74,6 @@ def test_a_damaged_call_is_refused_by_field(field: str, value: Any) -> None:
 def test_damaged_sizes_are_refused(sizes: list[int]) -> None:
     with pytest.raises(PlanCorruptError, match="cublaslt"):
         MatmulSizes.from_list(sizes)
-
-
-class ColumnMajorModel:
-    """The library's definition of a product over host arrays; stands in for its functions.
-
-    Addresses are keys of ``memory``; a layout holds what it was created with and its attributes.
-    """
-
-    version = 130002
-
-    def __init__(self, memory: dict[int, Array], need: int = 0, refuses: int = 0) -> None:
-        self.memory, self.need, self.refuses = memory, need, refuses
-        self.objects: dict[int, dict[Any, Any]] = {}
-
-    def create(self, name: str, *arguments: Any) -> int:
-        made = 1000 + len(self.objects)
-        self.objects[made] = {"created": arguments}
-        return made
-
-    def set(self, name: str, made: int, attribute: int, value: Any) -> None:
-        self.objects[made][attribute] = value.value
-
-    def describe(self, status: int) -> str:
-        return f"status {status}"
-
-    def status(self, name: str, *arguments: Any) -> int:
-        assert name == "cublasLtMatmulAlgoCheck"
-        arguments[-1]._obj.workspace_nbytes = self.need
-        return self.refuses
-
-    def call(self, name: str, *arguments: Any) -> None:
-        if name.endswith("Destroy"):
-            del self.objects[arguments[0]]
-            return
-        assert name == "cublasLtMatmul"
-        self._matmul(*arguments)
-
-    def _view(self, address: int, layout: int, batch: int) -> Array:
-        _, rows, columns, leading = self.objects[layout]["created"]
-        assert leading >= rows
-        array = self.memory[address]
-        offset = batch * self.objects[layout].get(lt.BATCH_OFFSET, 0)
-        assert offset + (columns - 1) * leading + rows <= array.size
-        step = array.itemsize
-        return np.lib.stride_tricks.as_strided(
-            array.reshape(-1)[offset:], (rows, columns), (step, leading * step)
-        )
-
-    def _matmul(self, *arguments: Any) -> None:
-        (_, operation, alpha, a, a_layout, b, b_layout, beta) = arguments[:8]
-        c, c_layout, d, d_layout, algorithm = arguments[8:13]
-        assert bytes(algorithm._obj) == bytes.fromhex(CALL.algorithm)
-        scale = ctypes.cast(alpha, ctypes.POINTER(ctypes.c_float))[0]
-        keep = ctypes.cast(beta, ctypes.POINTER(ctypes.c_float))[0]
-        what = self.objects[operation]
-        assert what["created"] == (68, 0)
-        for batch in range(self.objects[d_layout].get(lt.BATCH_COUNT, 1)):
-            left = self._view(a, a_layout, batch).astype(np.float32)
-            right = self._view(b, b_layout, batch).astype(np.float32)
-            sums = scale * ((left.T if what[lt.TRANSPOSE_A] else left) @ right)
-            if keep:  # the library does not read C when beta is 0
-                sums += keep * self._view(c, c_layout, batch)
-            epilogue = what[lt.EPILOGUE]
-            if epilogue & 4:
-                sums += self.memory[what[lt.BIAS_POINTER]].astype(np.float32)[:, None]
-            if epilogue & 2:
-                sums = np.maximum(sums, 0)
-            assert epilogue in (1, 2, 4, 6)
-            out = self._view(d, d_layout, batch)
-            out[...] = sums.astype(out.dtype)
 
 
 def run(
