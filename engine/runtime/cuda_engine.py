@@ -108,6 +108,11 @@ class CudaEngine(ProgramInterface):
             self.device.destroy_stream(stream)
         return {name: self._memory.address + place for name, place in places.items()}
 
+    @property
+    def device_weights(self) -> list[str]:
+        """Names of the weights that lie on the device."""
+        return list(self._addresses)
+
     def weight_address(self, name: str) -> int:
         """Where a weight lies on the device."""
         return self._addresses[name]

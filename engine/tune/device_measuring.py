@@ -7,6 +7,7 @@ and followed by guard bytes.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,10 +23,11 @@ from engine.cuda.compare import (
     read_difference,
 )
 from engine.cuda.compile import compile_kernels
-from engine.cuda.device import Device, Launch
+from engine.cuda.device import Device, Launch, open_device
 from engine.cuda.kernel import Failure
 from engine.errors import DeviceError, DeviceMemoryError, EngineError, KernelError
 from engine.ir.types import Array, DType, TensorType
+from engine.lower.lowering import Compile
 from engine.plan.structure import Program
 from engine.runtime.cuda_binding import CudaBinding
 from engine.runtime.cuda_engine import CudaEngine
@@ -33,7 +35,7 @@ from engine.tune.contest import Contest, Entrant, Outcome
 from engine.tune.device_blocks import Blocks
 from engine.tune.isolation import random_array
 
-__all__ = ["DeviceMeasurer"]
+__all__ = ["DeviceMeasurer", "open_measurer"]
 
 #: Runs in one graph last at least so long together, so that starting the graph is a small part.
 SAMPLE_NS = 150_000.0
@@ -73,12 +75,20 @@ class _Runner:
     samples: list[float] = field(default_factory=list)
 
 
+def open_measurer(index: int) -> DeviceMeasurer:
+    """A measurer on the GPU with that number; errors as for `engine.cuda.device.open_device`."""
+    return DeviceMeasurer(open_device(index))
+
+
 class DeviceMeasurer:
     """Runs contests on one device; used by one thread."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, compile: Compile | None = None) -> None:
         device.use()
         self.device = device
+        self._compile = compile or functools.partial(
+            compile_kernels, capability=device.target.capability
+        )
         self.stream = device.create_stream()
         self.blocks = Blocks(device, self.stream)
         self._events = [device.create_event(timed=True) for _ in range(2)]
@@ -189,7 +199,7 @@ class DeviceMeasurer:
         binding, outputs = self._bound(runner.engine, feeds, None)
         runner.bindings.append(binding)
         runner.outputs.append(outputs)
-        weights = {item.name: entrant.weights[item.name] for item in entrant.program.weights}
+        weights = {name: entrant.weights[name] for name in runner.engine.device_weights}
         nbytes = sum(array.nbytes for array in (*weights.values(), *feeds.values()))
         nbytes += binding.layout.nbytes + sum(self.blocks.sizes[a] for a in outputs.values())
         wanted = math.ceil(2 * self.device.target.l2_nbytes / max(nbytes, 1))
@@ -246,7 +256,7 @@ class DeviceMeasurer:
     def _compare_function(self, dtype: DType) -> int:
         found = self._compare.get(dtype)
         if found is None:
-            (compiled,) = compile_kernels([compare_kernel(dtype)], self.device.target.capability)
+            (compiled,) = self._compile([compare_kernel(dtype)])
             if isinstance(compiled, Failure):
                 raise KernelError(f"the comparing kernel does not compile: {compiled.reason}")
             module = self.device.load_module(compiled.image, "compare")

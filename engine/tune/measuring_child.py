@@ -39,11 +39,9 @@ def main(index: int, factory: str) -> None:
 
 
 def _measurer(index: int, factory: str) -> Callable[..., Any]:
-    from engine.tune.device_measuring import DeviceMeasurer
-
     module, _, name = factory.partition(":")
-    device = getattr(importlib.import_module(module), name)(index)
-    return DeviceMeasurer(device).measure
+    measure: Callable[..., Any] = getattr(importlib.import_module(module), name)(index).measure
+    return measure
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from engine.tune.contest import Contest, Outcome
 
 __all__ = ["DEFAULT_FACTORY", "MeasuringProcess", "receive", "send"]
 
-DEFAULT_FACTORY = "engine.cuda.device:open_device"
+#: Makes, from the number of a GPU, what has `DeviceMeasurer`'s method ``measure``.
+DEFAULT_FACTORY = "engine.tune.device_measuring:open_measurer"
 #: Seconds in which the child must say something: while it starts and computes what is expected,
 #: and while it checks or times one entrant.
 PATIENCE = {"reference": 300.0, "entrant": 30.0}
