@@ -26,7 +26,7 @@ from engine.tactics.triton_window import Filters, Source, launch_convolution
 from engine.target import CudaTarget, Target
 from engine.templates.convolution import Method, Tile, Window
 from engine.templates.convolution_tiles import tiles
-from engine.templates.repack import PIXELS, Repack, repack_kernel
+from engine.templates.repack import Repack, repack_kernel
 
 __all__ = ["TritonStem"]
 
@@ -121,7 +121,7 @@ def _emit(
         **sizes,
         **dict(zip(names, strides)),
     }
-    grid = (ceildiv(images * high * wide, PIXELS), -(-repack.depth // repack.lanes))
+    grid = (ceildiv(images * high * wide, repack.pixels), -(-repack.depth // repack.lanes))
     builder.launch(kernel, grid, parameters(kernel, arguments), layer)
     source = Source(packed, 0, images, high, out_width, repack.depth, pitch=wide)
     filters = _filters(builder, node, repack, taps)

@@ -236,7 +236,7 @@ arrived = tl.atomic_add(counters + pid, 1, sem="acq_rel")
 if arrived == SPLITS - 1:
     tl.store(counters + pid, 0)
     acc = tl.zeros((BM, BN), dtype=tl.float32)
-    for part in tl.range(0, SPLITS):
+    for part in tl.static_range(SPLITS):
         acc += tl.load(shares + part * (BM * BN), cache_modifier=".cg")
 """
 

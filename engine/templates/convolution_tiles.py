@@ -22,8 +22,8 @@ _SPLITS = (2, 3, 4, 6, 8, 12, 16)
 #: Of one multiprocessor, per microsecond, by major compute capability: floating-point operations of
 #: 16-bit products at good tiles, bytes from the level-two cache; and bytes of memory of the device.
 _SPEEDS = {8: (2.5e6, 4.0e4, 1.7e6), 9: (5.98e6, 7.5e4, 4.3e6), 10: (1.1e7, 9.0e4, 7.0e6)}
-#: Sums per thread: before 9.0 the operands of the matrix units need registers as well.
-_MOST_SUMS = {8: 64}
+#: Sums per thread. Before 9.0 operands need registers as well, from 10.0 on sums come all at once.
+_MOST_SUMS = {8: 64, 10: 64}
 _LAUNCH, _FILL, _LATENCY, _ARRIVAL = 1.0, 0.8, 0.7, 0.8
 
 
@@ -187,7 +187,7 @@ def _shapes(window: Window, extent: Extent, method: Method, most: int) -> Iterat
     ):
         if columns >= 2 * max(window.outputs, 32) or depth >= 2 * max(length, 16):
             continue
-        if depth < 64 and depth < length and length % 64 == 0:
+        if depth < _least_depth(length):
             continue
         if rows >= 2 * max(extent.pixels, 64) or rows * columns > 256 * 128:
             continue
@@ -200,9 +200,19 @@ def _shapes(window: Window, extent: Extent, method: Method, most: int) -> Iterat
         places = boxes(extent, rows)[:2] if method == "boxes" else [(1, 1, rows)]
         for box, warps, stages in itertools.product(places, (4, 8), (2, 3, 4, 5)):
             sums = rows * columns // (32 * warps)
-            if sums > most or (warps == 8 and sums < 32):
+            # Addresses of gathered pixels take the registers that sums of four warps would need.
+            if sums > (64 if method != "boxes" and warps == 4 else most) or (
+                warps == 8 and sums < 32
+            ):
                 continue
             yield Tile(method, box, columns, depth, warps, stages, swapped=swapped)
+
+
+def _least_depth(length: int) -> int:
+    """Shorter steps than this only cost more of them."""
+    natural = min(64, 1 << (length - 1).bit_length())
+    divisor = length & -length
+    return natural if length % natural == 0 else min(natural // 2, max(16, divisor))
 
 
 def _addressable(window: Window, columns: int, depth: int) -> bool:

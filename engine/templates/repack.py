@@ -13,12 +13,12 @@ from engine.cuda.kernel import DeviceKernel
 from engine.cuda.triton_compiler import ELEMENT_NAMES
 from engine.ir.types import DType
 
-__all__ = ["PIXELS", "Repack", "repack_kernel"]
+__all__ = ["Repack", "repack_kernel"]
 
-#: Pixels of the result that one block writes.
-PIXELS = 128
 _WARPS = 4
 _LANES = 64
+#: Elements that one block writes: 16 per thread, so that their addresses stay in registers.
+_ELEMENTS = 2048
 
 _SOURCE = """
 import triton
@@ -84,6 +84,11 @@ class Repack:
     channels_first: bool
 
     @property
+    def pixels(self) -> int:
+        """Pixels of the result that one block writes."""
+        return _ELEMENTS // self.lanes
+
+    @property
     def lanes(self) -> int:
         """Channels of the result that one block writes."""
         return min(_LANES, 1 << (self.depth - 1).bit_length())
@@ -105,7 +110,7 @@ def repack_kernel(repack: Repack, dtype: DType, *, waits: bool) -> DeviceKernel:
             *((name, "i32") for name in (*sizes, *strides)),
         ),
         constants=(
-            ("PIXELS", PIXELS),
+            ("PIXELS", repack.pixels),
             ("LANES", repack.lanes),
             ("DOWN", repack.block[0]),
             ("ACROSS", repack.block[1]),

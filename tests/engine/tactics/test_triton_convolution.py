@@ -285,6 +285,15 @@ def test_strides_fit_where_no_tap_leaves_the_image() -> None:
     assert strides_fit(one, 7, size)
 
 
+PATCHES: Case = {
+    "shape": (1, 64, 64, 3),
+    "outputs": 128,
+    "taps": (16, 16),
+    "strides": (16, 16),
+    "pads": (0,) * 4,
+    "layout": "NCHW",
+    "full": False,
+}
 COMPILED: dict[str, tuple[Callable[[], Tactic], Case]] = {
     "3x3": (TritonConvolution, {"shape": (32, 14, 14, 256), "outputs": 256}),
     "split": (TritonConvolution, {"shape": (1, 7, 7, 512), "outputs": 512, "full": False}),
@@ -307,18 +316,8 @@ COMPILED: dict[str, tuple[Callable[[], Tactic], Case]] = {
         TritonConvolution,
         {"shape": (4, 14, 14, 64), "outputs": 64, "dtype": DType.BFLOAT16},
     ),
-    "flat": (
-        TritonConvolution,
-        {
-            "shape": (1, 64, 64, 3),
-            "outputs": 128,
-            "taps": (16, 16),
-            "strides": (16, 16),
-            "pads": (0,) * 4,
-            "layout": "NCHW",
-            "full": False,
-        },
-    ),
+    "flat": (TritonConvolution, PATCHES),
+    "patches": (TritonStem, PATCHES),
 }
 
 
