@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,9 +32,8 @@ def _default_target() -> CudaTarget:
     return CudaTarget("cuda", "null", (9, 0), 132, 227 << 10, 60 << 20, 140)
 
 
-@dataclass
-class _Graph:
-    work: list[tuple[str, Any]]
+#: What was enqueued: its name, what it is about, and how a device that computes does it.
+Work = tuple[str, Any, Callable[[], None] | None]
 
 
 @dataclass
@@ -63,8 +62,8 @@ class NullDevice:
         self._events: set[int] = set()
         self._modules: dict[int, bytes] = {}
         self._functions: dict[int, str] = {}
-        self._graphs: dict[int, _Graph] = {}
-        self._capturing: dict[int, list[tuple[str, Any]]] = {}
+        self._graphs: dict[int, list[Work]] = {}
+        self._capturing: dict[int, list[Work]] = {}
         self._libraries: dict[LibraryName, _NullLibrary] = {}
 
     def _number(self) -> int:
@@ -146,13 +145,28 @@ class NullDevice:
         self._move("clear", nbytes, stream)
 
     def _move(self, what: str, nbytes: int, stream: int) -> None:
+        self.submit(stream, what, nbytes, None)
+
+    def submit(
+        self, stream: int, what: str, subject: Any, action: Callable[[], None] | None
+    ) -> None:
+        """Enqueue work: into a graph while the stream is captured."""
         self._check(stream in self._streams, "a stream that is gone")
-        if stream in self._capturing:
-            self._check(what in ("copy", "clear"), f"an {what} into a graph")
-            self._capturing[stream].append((what, nbytes))
+        if stream not in self._capturing:
+            self.execute(stream, (what, subject, action))
             return
+        self._check(what not in ("upload", "download"), f"an {what} into a graph")
+        self._capturing[stream].append((what, subject, action))
+        self.counts[f"captured {what}"] += 1
+
+    def execute(self, stream: int, work: Work) -> None:
+        """Count work instead of doing it."""
+        what, subject, _ = work
         self.counts[what] += 1
-        self.nbytes[what] += nbytes
+        if isinstance(subject, Launch):
+            self.launches.append(subject)
+        elif isinstance(subject, int):
+            self.nbytes[what] += subject
 
     # Streams and events -----------------------------------------------------------------------
 
@@ -241,22 +255,7 @@ class NullDevice:
         self._check(launch.grid[0] % launch.cluster == 0, "a grid that is no multiple of clusters")
         self.counts["prepare"] += 1
 
-        def enqueue(stream: int) -> None:
-            self._check(stream in self._streams, "a stream that is gone")
-            if stream in self._capturing:
-                self._capturing[stream].append(("launch", launch))
-                self.counts["captured launch"] += 1
-            else:
-                self._ran("launch", launch)
-
-        return enqueue
-
-    def _ran(self, what: str, subject: Any) -> None:
-        self.counts[what] += 1
-        if what == "launch":
-            self.launches.append(subject)
-        elif isinstance(subject, int):
-            self.nbytes[what] += subject
+        return lambda stream: self.submit(stream, "launch", launch, None)
 
     def entry(self, launch: Launch) -> str:
         """The name of the kernel that a launch runs."""
@@ -279,7 +278,7 @@ class NullDevice:
         """What was collected."""
         self._check(stream in self._capturing, "an end of a capture that did not begin")
         graph = self._number()
-        self._graphs[graph] = _Graph(self._capturing.pop(stream))
+        self._graphs[graph] = self._capturing.pop(stream)
         self.counts["capture"] += 1
         return graph
 
@@ -291,8 +290,8 @@ class NullDevice:
         """Count a launch of a graph and everything in it."""
         self._check(graph in self._graphs and stream in self._streams, "a graph that is gone")
         self.counts["graph launch"] += 1
-        for what, subject in self._graphs[graph].work:
-            self._ran(what, subject)
+        for work in self._graphs[graph]:
+            self.execute(stream, work)
 
     def destroy_graph(self, graph: int) -> None:
         """Forget a graph."""
@@ -326,14 +325,6 @@ class NullDevice:
         during.update(self.counts)
         during.subtract(before)
 
-    def enqueue(self, what: str, stream: int) -> None:
-        """Count work of a library."""
-        self._check(stream in self._streams, "a stream that is gone")
-        if stream in self._capturing:
-            self._capturing[stream].append((what, None))
-        else:
-            self._ran(what, None)
-
 
 @dataclass
 class _NullLibrary:
@@ -360,7 +351,7 @@ class _NullCall:
     def run(
         self, operands: Sequence[int], workspace: int, workspace_nbytes: int, stream: int
     ) -> None:
-        self.device.enqueue(self.name, stream)
+        self.device.submit(stream, self.name, None, None)
 
     def close(self) -> None:
         pass

@@ -1,0 +1,194 @@
+"""Small CUDA programs made by hand, for tests of the runtime on every device there is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from engine.cuda.kernel import DeviceKernel
+from engine.ir.sizes import Dim, ceildiv, symbol
+from engine.ir.types import DType, TensorType
+from engine.plan.checking import check_program
+from engine.plan.device import DeviceFunction, LaunchStep, Parameter, Pointer, Scalar
+from engine.plan.structure import HostStep, Layer, Program, Slot, Step, Symbol, Weight
+
+WAIT = """
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+"""
+INDEX = "    int i = blockIdx.x * 64 + threadIdx.x;\n"
+
+
+def kernel(entry: str, parameters: str, body: str, *, waits: bool = True) -> DeviceKernel:
+    head = f'extern "C" __global__ void __launch_bounds__(64) {entry}({parameters}) {{\n{INDEX}'
+    return DeviceKernel("nvrtc", entry, head + WAIT + body + "\n}\n", 64, waits=waits)
+
+
+#: y = a x + w[i % 4]
+SCALE = kernel(
+    "scale",
+    "const float *x, const float *w, float *y, int n, float a",
+    "    if (i < n) y[i] = a * x[i] + w[i % 4];",
+)
+#: state += x
+ACCUMULATE = kernel(
+    "accumulate", "const float *x, float *state, int n", "    if (i < n) state[i] += x[i];"
+)
+#: y = how many blocks there are, counted in memory that begins and ends at zero
+COUNT = kernel(
+    "count",
+    "const float *x, int *counter, float *y, int n",
+    """    __shared__ int last;
+    if (threadIdx.x == 0) last = atomicAdd(counter, 1) == int(gridDim.x) - 1;
+    __syncthreads();
+    if (last) {
+        for (int j = threadIdx.x; j < n; j += 64) y[j] = float(*counter);
+        __syncthreads();
+        if (threadIdx.x == 0) *counter = 0;
+    }""",
+)
+#: Writes far outside of everything, or, on a processor, nothing.
+FAULT = kernel(
+    "fault",
+    "const float *x, float *y, int n",
+    """#ifdef __CUDACC__
+    *(volatile float *)(16) = x[0];
+#endif
+    if (i < n) y[i] = x[i];""",
+)
+KERNELS = (SCALE, ACCUMULATE, COUNT, FAULT)
+FUNCTIONS = tuple(DeviceFunction(k.entry, k.entry, k.threads, waits=k.waits) for k in KERNELS)
+
+N = symbol("N")
+VECTOR = TensorType(DType.FLOAT32, (N,))
+GRID = (ceildiv(N, 64), 1, 1)
+
+
+def launch(which: DeviceKernel, layer: int, *parameters: Parameter) -> LaunchStep:
+    return LaunchStep(KERNELS.index(which), GRID, parameters, layer)
+
+
+def scale(source: int, weight: int, to: int, factor: float, layer: int) -> LaunchStep:
+    return launch(
+        SCALE,
+        layer,
+        Pointer(source),
+        Pointer(weight),
+        Pointer(to, writes=True),
+        Scalar("i32", N),
+        Scalar("f32", factor),
+    )
+
+
+def program(
+    slots: Sequence[Slot],
+    steps: Sequence[Step],
+    *,
+    greatest: Dim | None = 1000,
+) -> Program:
+    """A checked program over float32[N] tensors; a weight "w" of four floats is known."""
+    found = tuple(slots)
+    count = 1 + max((step.layer for step in steps if hasattr(step, "layer")), default=0)
+    made = Program(
+        symbols=(Symbol("N", 0, (100,), greatest, ("input", "x", 0)),),
+        slots=found,
+        inputs=tuple(i for i, slot in enumerate(found) if slot.place == "input"),
+        outputs=tuple(i for i, slot in enumerate(found) if slot.place == "output"),
+        kernels=(),
+        steps=tuple(steps),
+        layers=tuple(Layer(f"layer {i}", "Test", (), "nvrtc.test") for i in range(count)),
+        weights=(Weight("w", DType.FLOAT32, (4,), "w"),),
+        functions=FUNCTIONS,
+    )
+    check_program(made)
+    return made
+
+
+def weight_slot() -> Slot:
+    return Slot(TensorType(DType.FLOAT32, (4,)), "weight", "w")
+
+
+def chain(length: int = 3, greatest: Dim | None = 1000) -> Program:
+    """y = 2 (2 (2 x + w) + w) + w, in so many launches, through the arena."""
+    slots = [Slot(VECTOR, "input", "x"), weight_slot()]
+    steps: list[Step] = []
+    source = 0
+    for position in range(length):
+        last = position + 1 == length
+        slots.append(Slot(VECTOR, "output", "y") if last else Slot(VECTOR, "arena"))
+        steps.append(scale(source, 1, len(slots) - 1, 2.0, position))
+        source = len(slots) - 1
+    return program(slots, steps, greatest=greatest)
+
+
+def with_host_step() -> Program:
+    """y = 3 neg(2 x + w) + w, the negation in Python."""
+    negation = {"domain": "", "name": "Neg", "since": 1, "attributes": {}}
+    slots = [
+        Slot(VECTOR, "input", "x"),
+        weight_slot(),
+        Slot(VECTOR, "arena"),
+        Slot(VECTOR, "arena"),
+        Slot(VECTOR, "output", "y"),
+    ]
+    steps: list[Step] = [
+        scale(0, 1, 2, 2.0, 0),
+        HostStep("meaning", negation, (2,), (3,), layer=1),
+        scale(3, 1, 4, 3.0, 2),
+    ]
+    return program(slots, steps)
+
+
+def with_state() -> Program:
+    """The state takes x up in place; y = 2 state + w."""
+    slots = [
+        Slot(VECTOR, "input", "x"),
+        weight_slot(),
+        Slot(VECTOR, "input", "past"),
+        Slot(VECTOR, "output", "present", alias=2),
+        Slot(VECTOR, "output", "y"),
+    ]
+    steps: list[Step] = [
+        launch(ACCUMULATE, 0, Pointer(0), Pointer(3, writes=True), Scalar("i32", N)),
+        scale(3, 1, 4, 2.0, 1),
+    ]
+    return program(slots, steps)
+
+
+def with_counters() -> Program:
+    """y = the number of blocks of 64 in x, by counters that two launches share."""
+    slots = [
+        Slot(VECTOR, "input", "x"),
+        Slot(TensorType(DType.INT32, (1,)), "zeros"),
+        Slot(VECTOR, "arena"),
+        Slot(VECTOR, "output", "y"),
+    ]
+    steps: list[Step] = []
+    for source, to in ((0, 2), (2, 3)):
+        parameters = (
+            Pointer(source),
+            Pointer(1, writes=True),
+            Pointer(to, writes=True),
+            Scalar("i32", N),
+        )
+        steps.append(launch(COUNT, len(steps), *parameters))
+    return replace(program(slots, steps), weights=())
+
+
+def with_fault() -> Program:
+    """A kernel that faults between two that do not."""
+    slots = [
+        Slot(VECTOR, "input", "x"),
+        weight_slot(),
+        Slot(VECTOR, "arena"),
+        Slot(VECTOR, "arena"),
+        Slot(VECTOR, "output", "y"),
+    ]
+    steps: list[Step] = [
+        scale(0, 1, 2, 2.0, 0),
+        launch(FAULT, 1, Pointer(2), Pointer(3, writes=True), Scalar("i32", N)),
+        scale(3, 1, 4, 2.0, 2),
+    ]
+    return program(slots, steps)
