@@ -27,7 +27,7 @@ from engine.plan.structure import Slot
 from engine.tactics.tactic import Candidate
 from tests.cuda_shim import POISON, run_kernel
 
-__all__ = ["Feed", "constant", "emitted", "feed", "layer", "meaning", "run_candidate"]
+__all__ = ["Feed", "constant", "emitted", "feed", "filled", "layer", "meaning", "run_candidate"]
 
 
 @dataclass(frozen=True)
@@ -110,10 +110,7 @@ def run_candidate(
     """The outputs of a layer as a candidate computes them; slices per ``placed``."""
     point = point or {}
     builder = emitted(graph, node, candidate, placed)
-    arrays = [_memory(builder, slot, point) for slot in builder.slots]
-    for value in node.inputs:
-        if value is not None and value.constant is None:
-            _view(builder, arrays, value, point)[...] = _data(value)
+    arrays = filled(builder, node, point)
     for step in builder.steps:
         if isinstance(step, ClearStep):
             arrays[step.slot].view(np.uint8)[:] = 0
@@ -123,6 +120,15 @@ def run_candidate(
     for slot, array in zip(builder.slots, arrays):
         assert slot.place != "zeros" or not array.any(), "counters are not zero when the layer ends"
     return [_view(builder, arrays, value, point).copy() for value in node.outputs]
+
+
+def filled(builder: ProgramBuilder, node: Node, point: Mapping[str, int]) -> list[np.ndarray]:
+    """Flat memory for every slot: inputs and weights with data, counters zero, else poison."""
+    arrays = [_memory(builder, slot, point) for slot in builder.slots]
+    for value in node.inputs:
+        if value is not None and value.constant is None:
+            _view(builder, arrays, value, point)[...] = _data(value)
+    return arrays
 
 
 def _memory(builder: ProgramBuilder, slot: Slot, point: Mapping[str, int]) -> np.ndarray:
@@ -182,6 +188,8 @@ def _launch(
             arguments.append(None)
     before = [array.tobytes() for array in arrays]
     grid = [evaluate(dim, point) for dim in step.grid]
+    if 0 in grid:
+        return
     run_kernel(kernel, grid, arguments, deterministic=deterministic)
     for slot, (array, held) in enumerate(zip(arrays, before)):
         said = slot in written or array.tobytes() == held
