@@ -240,7 +240,13 @@ def run_kernel(
     Arguments are arrays (pointers), None (null), NumPy scalars of int32, int64 or float32, or pairs
     ("i32" | "i64" | "f32", number). The kernel runs twice, with threads and blocks in opposite
     orders; unless ``deterministic`` is false, both must write the same bytes. Raises ShimError.
+    With ENGINEFARM_TEST_KERNELS=gpu it runs on the GPU (`tests.gpu_kernels`).
     """
+    if os.environ.get("ENGINEFARM_TEST_KERNELS") == "gpu":
+        from tests.gpu_kernels import run_on_gpu
+
+        run_on_gpu(kernel, grid, arguments, deterministic=deterministic)
+        return
     function = load_function(kernel)
     results: list[list[_Guarded]] = []
     for backwards in (True, False):

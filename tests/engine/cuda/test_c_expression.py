@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import numpy as np
@@ -25,6 +26,8 @@ from tests.engine.random_expressions import SMOOTH, TYPES, exact_expressions, va
 
 F = DType.FLOAT32
 THREADS = 64
+#: There functions are CUDA's own, and products and sums may become one rounding.
+ON_GPU = os.environ.get("ENGINEFARM_TEST_KERNELS") == "gpu"
 
 
 def kernel_of(*expressions: Expression) -> DeviceKernel:
@@ -79,13 +82,19 @@ def same(found: Array, expected: Array, units: float = 0) -> None:
     assert (gap <= units * step).all(), f"{(gap / step).max()} units off"
 
 
+def fused(expression: Expression) -> bool:
+    """Whether a compiler may contract a product and a sum into one rounding."""
+    made = {node.function for node in order(expression) if node.dtype.is_float}
+    return "multiply" in made and bool(made & {"add", "subtract"})
+
+
 @settings(max_examples=40, deadline=None)
 @given(expression=exact_expressions(size=20))
 def test_both_printers_agree_exactly_on_random_expressions(expression: Expression) -> None:
     kinds = loads(expression)
     operands = [values(kinds.get(i, F), 64, i) for i in range(3)]
     expected = np.broadcast_to(evaluate(expression, operands), (64,))
-    assume(len(order(expression)) > 1)
+    assume(len(order(expression)) > 1 and not (ON_GPU and fused(expression)))
     same(run(expression, operands), expected)
 
 
@@ -96,7 +105,7 @@ def test_smooth_functions_agree_within_a_few_units(dtype: DType) -> None:
     for expression, found in zip(expressions, run_all(expressions, [x]), strict=True):
         expected = evaluate(expression, [x])
         if dtype in (F, DType.FLOAT64):
-            same(found, expected, units=4)
+            same(found, expected, units=8 if ON_GPU else 4)
         elif found.dtype == bool:
             np.testing.assert_array_equal(found, expected)
         else:  # one unit of the narrow type, when wide results straddle a rounding boundary
@@ -110,7 +119,7 @@ def test_powers_with_constant_exponents() -> None:
     exponents = (0.0, 1.0, 2.0, 3.0, -1.0, -2.0, 0.5, 2.5, -0.5)
     expressions = [call("power", load(0, F), constant(item, F)) for item in exponents]
     for expression, found in zip(expressions, run_all(expressions, [x]), strict=True):
-        same(found, evaluate(expression, [x]), units=3)
+        same(found, evaluate(expression, [x]), units=8 if ON_GPU else 3)
 
 
 @pytest.mark.parametrize("dtype", [item for item in TYPES if item.is_integer])
