@@ -374,7 +374,8 @@ class CudaContext:
     def _grow(self, block: Block, nbytes: int, purpose: str, wished: int) -> None:
         """Grow memory that bound shapes point into; what is wished for may be refused."""
         self._generation += 1
-        self.device.synchronize(self.stream.handle)
+        if block.nbytes:
+            self.device.synchronize(self.stream.handle)
         self._transfers.results.trim(0)
         if wished > nbytes:
             with contextlib.suppress(DeviceMemoryError):
