@@ -18,6 +18,7 @@ from engine.ops.elementwise import ElementwiseOperator
 from engine.ops.expression import call, cast, load
 from engine.ops.fused import CONTRACTED, FusedConv
 from engine.ops.operator import Operator, find
+from engine.ops.pixel_blocks import BlocksToPixels
 from engine.ops.sliding import Windows
 
 __all__ = ["TO_NCHW", "TO_NHWC", "choose_layout"]
@@ -55,6 +56,8 @@ def _channels_last(graph: Graph, node: Node) -> tuple[Operator, list[Value]] | N
         return _global_pool(node, x)
     if node.kind == "ChannelShuffle":
         return ChannelShuffle(getattr(node.op, "groups", 1), 3), []
+    if node.kind == "DepthToSpace" and _is_turned(x):
+        return BlocksToPixels(getattr(node.op, "blocksize", 1), getattr(node.op, "mode", "DCR")), []
     if node.kind == "LRN":
         keys = ("alpha", "beta", "bias", "size")
         return ChannelNorm(**{key: getattr(node.op, key) for key in keys}), []
@@ -131,6 +134,11 @@ def _pool(graph: Graph, node: Node, x: Value) -> tuple[Operator, list[Value]] | 
         ceil=windows.ceil and windows.auto_pad == "NOTSET",
         counts_padding=bool(getattr(op, "count_include_pad", 0)),
     ), []
+
+
+def _is_turned(x: Value) -> bool:
+    """Whether a value was turned back from NHWC."""
+    return x.producer is not None and x.producer.kind == "Transpose"
 
 
 def _is_spatial_mean(node: Node) -> bool:

@@ -10,6 +10,7 @@ from engine.ir.sizes import Dim, product
 from engine.ir.types import DType, TensorType, is_bound
 from engine.ops.channels_last import ChannelNorm, ChannelShuffle
 from engine.ops.expression import Expression, call, constant, index, load
+from engine.ops.pixel_blocks import BlocksToPixels
 from engine.ops.region import Bound, Gather, Load, Region, Store
 from engine.passes.rows import REGION_DTYPES
 
@@ -203,6 +204,21 @@ def _channel_shuffle(node: Node) -> Region | None:
     return Region(space, (item,), (store,), (shape,))
 
 
+def _blocks_to_pixels(node: Node) -> Region | None:
+    x, op, out = _first(node), node.op, node.outputs[0].tensor.dims
+    assert isinstance(op, BlocksToPixels)
+    images, height, width, channels = x.tensor.dims
+    block, depth = op.block, out[3]
+    # Pixels and channels stay apart, so that the result may lie in a slice of a wider tensor.
+    space = (images * height, block, width, block, depth)
+    steps: tuple[Dim, ...] = (block * depth, channels, depth, 1)
+    if op.mode == "CRD":
+        steps = (block, channels, 1, block * block)
+    item = Load(0, x.tensor.dtype, 0, (width * channels, *steps))
+    store = Store(load(0, x.tensor.dtype), 0, out, 0, contiguous(space))
+    return Region(space, (item,), (store,), (x.tensor.dims,))
+
+
 def _channel_norm(node: Node) -> Region | None:
     """Local response normalisation: one bounded load per neighbour channel."""
     x, op = _first(node), node.op
@@ -248,4 +264,5 @@ _FORMS: dict[str, Callable[[Node], Region | None]] = {
     "Gather": _gather,
     "ChannelShuffle": _channel_shuffle,
     "ChannelNorm": _channel_norm,
+    "BlocksToPixels": _blocks_to_pixels,
 }
