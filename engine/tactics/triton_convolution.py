@@ -88,14 +88,17 @@ class TritonConvolution:
         offered = tiles(window, extent_of(node, point), methods, target, may_split=True)
         if not offered:
             return Refusal(self.name, "no tile fits into shared memory")
-        return [self._candidate(window, tile, target) for tile in offered]
+        strided = op.input_layout == "NHWC"
+        return [self._candidate(window, tile, target, strided) for tile in offered]
 
-    def _candidate(self, window: Window, tile: Tile, target: CudaTarget) -> Candidate:
+    def _candidate(
+        self, window: Window, tile: Tile, target: CudaTarget, strided: bool
+    ) -> Candidate:
         return Candidate(
             self.name,
             tile.to_json(),
             lambda b, node, layer: _emit(b, node, layer, window, tile, target),
-            strided=tile.method != "flat",
+            strided=strided,
         )
 
 

@@ -213,6 +213,38 @@ def test_input_residual_and_result_may_be_slices(offset: int, method: type | Non
         assert np.abs(found - wanted(node)).max() <= 0.004
 
 
+def test_a_result_that_no_map_addresses_is_stored_by_pointers() -> None:
+    graph, node = convolution((1, 6, 5, 16), 32)
+    wide = graph.value("wide", TensorType(HALF, (1, 6, 5, 60)))
+    placed = {id(node.outputs[0]): Placement(wide, 4, 60)}
+    for item in kinds(offered(TritonConvolution(), node)):
+        found = interpret_candidate(graph, node, item, placed=placed).astype(np.float32)
+        assert np.abs(found - wanted(node)).max() <= 0.004
+
+
+def test_operands_per_pixel_and_alone() -> None:
+    """The epilogue may read one value per pixel, and one in all; the result may be float32."""
+    generator = np.random.default_rng(5)
+    value = call("add", load(0, FLOAT), cast(load(1, HALF), FLOAT))
+    value = call("multiply", value, load(2, FLOAT))
+    op = FusedConv((1, 1), (1, 1, 1, 1), epilogue=value, kinds=("row", "scalar"))
+
+    def data(*sizes: int) -> Any:
+        return generator.standard_normal(sizes).astype(np.float16)
+
+    inputs: list[Feed | None] = [
+        feed(data(2, 5, 7, 32)),
+        weight(data(64, 32, 3, 3)),
+        feed(data(2, 5, 7, 1)),
+        feed(np.array([0.125], np.float32)),
+    ]
+    graph, node = layer(op, inputs)
+    for item in kinds(offered(TritonConvolution(), node)):
+        found = interpret_candidate(graph, node, item)
+        assert found.dtype == np.float32
+        assert np.abs(found - wanted(node)).max() <= 1e-4
+
+
 def test_one_kernel_serves_every_batch() -> None:
     batch = symbol("batch")
     symbols = (Symbol("batch", 1, (3,), 4, ("input", "x0", 0)),)
