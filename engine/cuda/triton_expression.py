@@ -179,12 +179,14 @@ def operand_text(
     stride: str = "",
     row_mask: str = "",
     column_mask: str = "",
+    at: str = "",
 ) -> str:
     """The tile of an operand that is read through a pointer called ``name``.
 
     In scope are ``rows`` and ``columns``, the indices along both axes of the tile; ``rows`` is of
     64 bits where products with ``stride`` (the text of elements between rows) may pass 31. A mask
-    is the text of a condition over one axis, empty where no index lies outside.
+    is the text of a condition over one axis, empty where no index lies outside. ``at`` is the text
+    of the addresses of a "full" operand, where those can be had with less.
     """
     if kind == "scalar":
         text = f"tl.load({name} + tl.zeros((1, 1), tl.int32))"
@@ -199,7 +201,7 @@ def operand_text(
             m for m in (f"({row_mask})[:, None]", f"({column_mask})[None, :]") if "()" not in m
         ]
         mask = f", mask={' & '.join(masks)}, other=0" if masks else ""
-        text = f"tl.load({name} + rows[:, None] * {stride} + columns[None, :]{mask})"
+        text = f"tl.load({at or f'{name} + rows[:, None] * {stride} + columns[None, :]'}{mask})"
     return f"({text} != 0)" if dtype is DType.BOOL else text
 
 

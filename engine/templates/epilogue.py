@@ -49,13 +49,15 @@ class Tail:
         column_mask: str = "",
         prefix: str = "t",
         loaded: Collection[str] = (),
+        at: Callable[[str], str] | None = None,
     ) -> tuple[list[str], str]:
         """Statements that turn the float32 tile ``sums`` into the result's tile, and its text.
 
         In scope are ``rows`` (64-bit where needed) and ``columns``, pointers called
         `operand_name`, and the pitch of a "full" operand as the same name with "_pitch". ``box``
         gives the text of the tile of an operand that comes by a tensor map. Masks are texts of
-        conditions over one axis. Operands in ``loaded`` were loaded by `early_lines`.
+        conditions over one axis. Operands in ``loaded`` were loaded by `early_lines`;
+        ``at`` gives the text of a "full" operand's addresses by its name.
         """
         texts = [sums]
         for place, extra in enumerate(self.extras, 1):
@@ -73,6 +75,7 @@ class Tail:
                         stride=f"{name}_pitch",
                         row_mask=row_mask,
                         column_mask=column_mask,
+                        at=at(name) if at is not None else "",
                     )
                 )
         return print_expression(self.expression, texts, prefix=prefix)

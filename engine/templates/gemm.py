@@ -364,10 +364,17 @@ class _Writer:
     def _part(self, sums: str, column: str, width: str, prefix: str) -> list[str]:
         boxed = "y" in self.boxes
         lines = [
-            "rows = (row0 + tl.arange(0, BM)).to(tl.int64)",
+            "rows = row0 + tl.arange(0, BM)",
             f"columns = {column} + tl.arange(0, {width})",
         ]
         column_mask = "columns < N" if self.ragged_n else ""
+
+        def addresses(name: str) -> str:
+            """One 64-bit address of a tile and 32-bit offsets: with more, registers spill."""
+            first = f"({name} + row0.to(tl.int64) * {name}_pitch + {column})"
+            inside = f"tl.arange(0, BM)[:, None] * {name}_pitch + tl.arange(0, {width})[None, :]"
+            return f"{first} + ({inside})"
+
         made, value = self.gemm.tail.lines(
             sums,
             lambda name: f"{name}.load([row0, {column}])",
@@ -375,6 +382,7 @@ class _Writer:
             column_mask=column_mask,
             prefix=prefix,
             loaded=self.loaded,
+            at=addresses,
         )
         element = f"(BM, {width})"
         lines += [*made, f"result = tl.broadcast_to({value}, {element})"]
@@ -383,8 +391,7 @@ class _Writer:
         masks = ["(rows < M)[:, None]", *(["(columns < N)[None, :]"] if self.ragged_n else [])]
         return [
             *lines,
-            "y_at = y + rows[:, None] * y_pitch + columns[None, :]",
-            f"tl.store(y_at, result, mask={' & '.join(masks)})",
+            f"tl.store({addresses('y')}, result, mask={' & '.join(masks)})",
         ]
 
 

@@ -55,7 +55,9 @@ def shared_nbytes(problem: Problem, tile: Tile) -> int:
     result = tile.rows * tile.columns * problem.nbytes // (2 if tile.halves else 1)
     if tile.style != "persistent":
         return max(stages, result * (1 + problem.fulls)) + 256
-    staged = result * (1 + problem.fulls) if problem.box_store and not tile.specialised else 0
+    staged = result * (1 + problem.fulls) if problem.box_store else result
+    if tile.specialised:
+        staged = 0
     return stages + max(staged, 1 << 15) + 1024
 
 
@@ -106,6 +108,8 @@ def _tiles(problem: Problem, target: CudaTarget) -> Iterator[Tile]:
         if problem.nbytes == 4 and rows * columns > 64 * 128:
             continue
         for depth in (32, 64, 128):
+            if target.capability[0] == 8 and depth == 128 and rows * columns >= 64 * 64:
+                continue  # fragments of such a step do not fit the registers
             if depth * problem.nbytes > 256 or depth > max(_power(problem.k), 32):
                 continue
             for stages in (2, 3, 4, 5):
@@ -146,6 +150,9 @@ def _styles(problem: Problem, target: CudaTarget, tile: Tile) -> Iterator[Tile]:
     rows, columns, depth, warps = tile.rows, tile.columns, tile.depth, tile.warps
     stages, split = tile.stages, tile.split
     wide = problem.boxes and rows >= 64
+    # Rows that begin anywhere are stored element by element, by as many addresses.
+    if problem.n % 8 and (rows == 256 or (rows * columns > 128 * 128 and not wide)):
+        return
     if not wide or stages == 3:
         yield Tile("pointers", rows, columns, depth, warps, stages, split)
     if rows <= 32 and columns >= 64:
@@ -162,7 +169,13 @@ def _styles(problem: Problem, target: CudaTarget, tile: Tile) -> Iterator[Tile]:
         yield Tile(
             "persistent", rows, columns, depth, warps, stages, halves=True, programs=programs
         )
-    if rows == 128 and depth == 64 and warps == _SPECIALISED_WARPS[target.capability[0] == 9]:
+    narrow = problem.fulls == 0 or rows * columns <= 128 * 128  # else the consumers spill
+    if (
+        narrow
+        and rows == 128
+        and depth == 64
+        and warps == _SPECIALISED_WARPS[target.capability[0] == 9]
+    ):
         yield Tile(
             "persistent", rows, columns, depth, 4, stages, programs=programs, specialised=True
         )
@@ -178,6 +191,8 @@ def _splits(
 ) -> Iterator[int]:
     """Ranges of K that give idle multiprocessors work and leave each range a few steps."""
     yield 1
+    if rows * columns > 64 * 128:  # their sums fill the registers, and are too much to write
+        return
     tiles = -(-problem.m // rows) * -(-problem.n // columns)
     if not problem.splits or problem.batches > 1 or tiles > target.multiprocessors // 2:
         return

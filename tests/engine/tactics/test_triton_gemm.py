@@ -28,6 +28,10 @@ from engine.tactics.tactic import Candidate, Refusal
 from engine.tactics.triton_gemm import TritonGemm, emit_product
 from engine.target import CudaTarget, describe
 from engine.templates.gemm import Tile
+from tests.cuda_layer import constant as constant_feed
+from tests.cuda_layer import feed
+from tests.cuda_layer import layer as cuda_layer
+from tests.triton_layer import run_on_device
 from tests.triton_shim import run_layer
 
 FLOAT, HALF = DType.FLOAT32, DType.FLOAT16
@@ -332,3 +336,60 @@ def test_other_types_compile(dtype: DType) -> None:
         emit_product(builder, graph.nodes[0], 0, Tile("pointers", 64, 64, 32, 4, 3), target)
         made = compile_triton(builder.device_kernels[0], capability)
         assert isinstance(made, Compiled) and made.spilled_nbytes == 0, made
+
+
+def distinct(found: Sequence[Candidate]) -> list[Candidate]:
+    """The first candidate of every way of computing."""
+    chosen: dict[tuple[Any, ...], Candidate] = {}
+    for candidate in found:
+        choice = candidate.choice
+        traits = ("style", "split", "swapped", "halves", "specialised", "ahead")
+        chosen.setdefault(tuple(choice.get(trait) for trait in traits), candidate)
+    return list(chosen.values())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("sizes", "epilogue"),
+    [
+        ((128, 768, 3072), RESIDUAL),
+        ((197, 2304, 768), BIAS),
+        ((4096, 3072, 768), GELU),
+        ((2050, 1536, 768), RESIDUAL),
+        ((1, 1000, 2048), BIAS),
+        ((40, 257, 768), SCALED),
+        ((300, 50257, 768), PLAIN),
+        ((75, 33, 50), SCALED),
+    ],
+)
+def test_on_the_device(sizes: tuple[int, int, int], epilogue: Any) -> None:
+    """Every way of computing, run twice, agrees with sums in float32."""
+    m, n, k = sizes
+    op = FusedMatMul(True, *epilogue)
+    arrays = [random(m, k), random(n, k, seed=1), *extras(epilogue[1], m, n)]
+    inputs = [
+        feed(item) if index != 1 else constant_feed(item) for index, item in enumerate(arrays)
+    ]
+    graph, node = cuda_layer(op, inputs)
+    sums = arrays[0].astype(np.float32) @ arrays[1].astype(np.float32).T
+    wanted = apply_epilogue(op.epilogue, op.kinds, sums, arrays[2:]).astype(np.float32)
+    found = TACTIC.offers(node, {}, describe("cuda"))
+    assert not isinstance(found, Refusal)
+    for candidate in distinct(found):
+        result = run_on_device(graph, node, candidate).astype(np.float32)
+        error = np.abs(result - wanted).max() / np.abs(wanted).max()
+        assert error < 2e-3, (dict(candidate.choice), float(error))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [DType.BFLOAT16, DType.FLOAT32])
+def test_other_types_on_the_device(dtype: DType) -> None:
+    arrays = [random(130, 264, dtype=dtype.numpy), random(264, 72, seed=1, dtype=dtype.numpy)]
+    graph, node = cuda_layer(FusedMatMul(False, cast(SUM, dtype)), [feed(a) for a in arrays])
+    wanted = arrays[0].astype(np.float64) @ arrays[1].astype(np.float64)
+    found = TACTIC.offers(node, {}, describe("cuda"))
+    assert not isinstance(found, Refusal)
+    limit = 1e-5 if dtype is DType.FLOAT32 else 1e-2
+    for candidate in distinct(found):
+        result = run_on_device(graph, node, candidate).astype(np.float64)
+        assert np.abs(result - wanted).max() / np.abs(wanted).max() < limit, dict(candidate.choice)
