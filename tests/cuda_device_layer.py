@@ -118,6 +118,33 @@ def run_on_device(
         memory.release()
 
 
+def _argument(
+    device: Device, memory: _Memory, compiled: Compiled, item: object, point: Mapping[str, int]
+) -> Argument:
+    def number(dim: Dim) -> int:
+        return evaluate(dim, point)
+
+    if isinstance(item, Pointer):
+        return ("pointer", memory.address(item.slot, number(item.offset)))
+    if isinstance(item, Scalar):
+        if item.kind == "f32":
+            value = item.value
+            return ("f32", value if isinstance(value, float) else float(number(value)))
+        assert not isinstance(item.value, float)
+        return (item.kind, number(item.value))
+    if isinstance(item, TensorMap):
+        box = encode_box(
+            compiled.maps[item.form],
+            memory.address(item.slot, number(item.offset)),
+            [number(dim) for dim in item.sizes],
+            [number(dim) for dim in item.strides],
+            item.steps,
+        )
+        return ("map", device.encode(box))
+    assert isinstance(item, Null)
+    return ("pointer", 0)
+
+
 def _actions(
     device: Device,
     builder: ProgramBuilder,
@@ -130,30 +157,6 @@ def _actions(
 ) -> list[Callable[[int], None]]:
     """What enqueues each step; with ``early``, the first one follows a launch as well."""
 
-    def number(dim: Dim) -> int:
-        return evaluate(dim, point)
-
-    def argument(item: object, compiled: Compiled) -> Argument:
-        if isinstance(item, Pointer):
-            return ("pointer", memory.address(item.slot, number(item.offset)))
-        if isinstance(item, Scalar):
-            if item.kind == "f32":
-                value = item.value
-                return ("f32", value if isinstance(value, float) else float(number(value)))
-            assert not isinstance(item.value, float)
-            return (item.kind, number(item.value))
-        if isinstance(item, TensorMap):
-            box = encode_box(
-                compiled.maps[item.form],
-                memory.address(item.slot, number(item.offset)),
-                [number(dim) for dim in item.sizes],
-                [number(dim) for dim in item.strides],
-                item.steps,
-            )
-            return ("map", device.encode(box))
-        assert isinstance(item, Null)
-        return ("pointer", 0)
-
     def cleared(slot: int) -> Callable[[int], None]:
         return lambda stream: device.clear(memory.address(slot), memory.nbytes(slot), stream)
 
@@ -165,7 +168,7 @@ def _actions(
             continue
         assert isinstance(step, LaunchStep), f"a {type(step).__name__} is for the runtime"
         compiled = results[step.function]
-        x, y, z = (number(dim) for dim in step.grid)
+        x, y, z = (evaluate(dim, point) for dim in step.grid)
         if 0 in (x, y, z):
             continue
         shared, cluster = compiled.shared_nbytes, compiled.cluster
@@ -176,7 +179,9 @@ def _actions(
             shared,
             cluster,
             early=compiled.waits and early,
-            arguments=tuple(argument(item, compiled) for item in step.parameters),
+            arguments=tuple(
+                _argument(device, memory, compiled, item, point) for item in step.parameters
+            ),
         )
         actions.append(device.prepare(launch))
         early = True

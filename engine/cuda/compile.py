@@ -31,7 +31,13 @@ from engine.cuda.kernel import Compiled, DeviceKernel, Failure
 from engine.errors import KernelError, MissingExtraError
 from engine.runtime.compilation import cache_folder, place
 
-__all__ = ["COMPILE_SECONDS", "MOST_NBYTES", "compile_kernels", "compiler_versions"]
+__all__ = [
+    "COMPILE_SECONDS",
+    "MOST_NBYTES",
+    "compile_kernels",
+    "compiler_versions",
+    "stop_compilers",
+]
 
 #: After this long a compiler is ended and the kernel given up.
 COMPILE_SECONDS = 300.0
@@ -66,7 +72,8 @@ def compile_kernels(
 ) -> list[Result]:
     """A cubin or a reason per kernel, in order; a kernel that spills registers is a failure.
 
-    ``workers`` processes compile what the cache lacks, by default one per processor;
+    ``workers`` processes compile what the cache lacks, by default one per processor; they are kept
+    for the next call (`stop_compilers` ends them).
     ``report(done, total)`` is called in this thread, first with what the cache had. Raises
     MissingExtraError when a compiler is not installed.
     """
@@ -286,6 +293,13 @@ class _Crew:
 
 
 _CREW = _Crew()
-atexit.register(_CREW.stop)
+
+
+def stop_compilers() -> None:
+    """End the processes that `compile_kernels` keeps; a later call starts new ones."""
+    _CREW.stop()
+
+
+atexit.register(stop_compilers)
 # The processes belong to the parent: a forked child starts its own.
 os.register_at_fork(after_in_child=_CREW._renew)

@@ -84,6 +84,8 @@ def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
         result = compile_one(kernel_from_json(request["kernel"]), (major, minor))
     except MissingExtraError as error:
         return {"missing": [error.package, error.extra, error.purpose]}
+    except Exception as error:  # a fault of ours costs this kernel, and is told
+        return {"crash": f"failed with {type(error).__name__}: {error}"}
     answer = result_to_json(result)
     if isinstance(result, Compiled):
         answer["image"] = base64.b64encode(result.image).decode()

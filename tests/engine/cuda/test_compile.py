@@ -186,6 +186,14 @@ def test_a_crash_or_a_hang_costs_its_kernel_alone(
     assert len(entries(empty_cache)) == 2, "a crash or a hang is not kept"
 
 
+def test_a_fault_of_a_compiler_in_python_is_told(empty_cache: Path) -> None:
+    wrong = DeviceKernel("nvrtc", "f", "\ud800", 128)
+    (found,) = compile_kernels([wrong], (9, 0))
+    assert isinstance(found, Failure)
+    assert "UnicodeEncodeError" in found.reason
+    assert not entries(empty_cache)
+
+
 def test_versions_name_what_is_installed() -> None:
     versions = compiler_versions()
     assert versions["nvrtc"].count(".") == 2
