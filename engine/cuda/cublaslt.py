@@ -23,6 +23,7 @@ __all__ = ["CublasLt", "MatmulCall", "MatmulSizes", "PreparedMatmul"]
 _WHERE = "a call of cublaslt"
 _MOST = 1 << 40
 _MOST_WORKSPACE = 1 << 30
+_NBYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 #: What a call's operands must be multiples of, in bytes, where their strides allow it.
 ALIGNMENT = 16
 
@@ -114,10 +115,24 @@ class MatmulCall:
         integer(found["version"], f"{_WHERE}.version", 0, 1 << 31)
         return MatmulCall(**found)
 
-    @property
-    def operand_count(self) -> int:
-        """How many operands a run takes."""
-        return 3 + self.bias + self.residual
+    def operand_nbytes(self, sizes: MatmulSizes) -> tuple[int, ...]:
+        """How far each operand reaches from its address, in bytes."""
+
+        def reach(rows: int, columns: int, row: int, matrix: int) -> int:
+            return (sizes.matrices - 1) * matrix + (rows - 1) * row + columns
+
+        width = _NBYTES[self.result]
+        b = (sizes.columns, sizes.inner) if self.transpose_b else (sizes.inner, sizes.columns)
+        whole = (sizes.rows, sizes.columns)
+        found = [
+            reach(sizes.rows, sizes.inner, sizes.a_row, sizes.a_matrix) * _NBYTES[self.dtype],
+            reach(*b, sizes.b_row, sizes.b_matrix) * _NBYTES[self.dtype],
+        ]
+        if self.bias:
+            found.append(sizes.columns * width)
+        if self.residual:
+            found.append(reach(*whole, sizes.residual_row, sizes.residual_matrix) * width)
+        return *found, reach(*whole, sizes.y_row, sizes.y_matrix) * width
 
 
 class CublasLt:
@@ -321,6 +336,7 @@ class PreparedMatmul:
                 f"{descriptors.sizes}, the plan holds {call.workspace_nbytes}; build the plan again"
             )
         self.workspace_nbytes = int(result.workspace_nbytes)
+        self.operand_nbytes = call.operand_nbytes(descriptors.sizes)
         self._alpha = ctypes.c_float(call.alpha)
         self._beta = ctypes.c_float(1.0 if call.residual else 0.0)
         self._bias = 0
@@ -333,9 +349,9 @@ class PreparedMatmul:
         descriptors, call = self._descriptors, self._descriptors.call
         if not self._open:
             raise KernelError("a product by cuBLASLt was run after it was closed")
-        if len(operands) != call.operand_count or workspace_nbytes < self.workspace_nbytes:
+        if len(operands) != len(self.operand_nbytes) or workspace_nbytes < self.workspace_nbytes:
             raise KernelError(
-                f"a product by cuBLASLt takes {call.operand_count} operands and "
+                f"a product by cuBLASLt takes {len(self.operand_nbytes)} operands and "
                 f"{self.workspace_nbytes} bytes of workspace, found {len(operands)} and "
                 f"{workspace_nbytes}"
             )

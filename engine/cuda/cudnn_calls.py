@@ -30,6 +30,7 @@ DTYPES = ("float16", "bfloat16")
 _OPERAND_DTYPES = (*DTYPES, "float32")
 ACTIVATIONS = ("none", "relu", "clip", "sigmoid", "tanh", "silu", "gelu", "gelu_tanh")
 _KINDS = ("column", "full")
+_NBYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +123,19 @@ class ConvolutionCall:
             _operands(f["after"], f"{_WHERE}.after"),
         )
 
-    @property
-    def operand_count(self) -> int:
-        """How many operands a run takes."""
-        return 3 + len(self.before) + len(self.after)
+    def operand_nbytes(self, z: Mapping[str, int]) -> tuple[int, ...]:
+        """How far each operand reaches from its address, in bytes."""
+        result = z["n"] * z["p"] * z["q"] * z["k"]
+        extra = [
+            (z["k"] if kind == "column" else result) * _NBYTES[dtype]
+            for kind, dtype in (*self.before, *self.after)
+        ]
+        return (
+            z["n"] * z["h"] * z["w"] * z["c"] * _NBYTES[self.dtype],
+            z["k"] * z["r"] * z["s"] * z["filter_c"] * _NBYTES[self.dtype],
+            *extra,
+            result * _NBYTES[self.result],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,10 +177,24 @@ class AttentionCall:
             choice(mask, f"{_WHERE}.mask", ("", *_OPERAND_DTYPES)),
         )
 
-    @property
-    def operand_count(self) -> int:
-        """How many operands a run takes."""
-        return 4 + bool(self.mask)
+    def operand_nbytes(self, z: Mapping[str, int]) -> tuple[int, ...]:
+        """How far each operand reaches from its address, in bytes."""
+
+        def reach(name: str, heads: str, rows: str, columns: int, dtype: str) -> int:
+            last = sum(
+                (z[axis] - 1) * z[f"{name}_{step}"]
+                for axis, step in (("batch", "batch"), (heads, "head"), (rows, "row"))
+            )
+            return (last + columns) * _NBYTES[dtype]
+
+        masks = [reach("m", "heads", "queries", z["keys"], self.mask)] if self.mask else []
+        return (
+            reach("q", "heads", "queries", self.head_size, self.dtype),
+            reach("k", "shared", "keys", self.head_size, self.dtype),
+            reach("v", "shared", "keys", self.head_size, self.dtype),
+            *masks,
+            reach("o", "heads", "queries", self.head_size, self.dtype),
+        )
 
 
 Call = ConvolutionCall | AttentionCall

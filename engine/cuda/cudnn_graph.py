@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -40,6 +41,8 @@ def frontend() -> Any:
         import cudnn
     except ImportError as error:
         raise MissingExtraError("nvidia-cudnn-frontend", "cudnn", _PURPOSE) from error
+    # It warns of every graph that the backend declines; here that is an answer, not a mishap.
+    logging.getLogger("cudnn").setLevel(logging.ERROR)
     return cudnn
 
 
@@ -226,7 +229,7 @@ class BuiltGraph:
     def __init__(
         self, library: CudnnGraphs, call: Call, chosen: EngineChoice, sizes: Mapping[str, int]
     ) -> None:
-        self.count = call.operand_count
+        self.operand_nbytes = call.operand_nbytes(sizes)
         self.graph: Any
         try:
             self.graph, self.numbers = build_graph(call, sizes, library.handle)
@@ -255,6 +258,7 @@ class PreparedGraph:
         self._library = library
         self._built: BuiltGraph | None = built
         self.workspace_nbytes = built.workspace_nbytes
+        self.operand_nbytes = built.operand_nbytes
 
     def run(
         self, operands: Sequence[int], workspace: int, workspace_nbytes: int, stream: int
@@ -263,10 +267,11 @@ class PreparedGraph:
         built = self._built
         if built is None:
             raise KernelError("a layer by cuDNN was run after it was closed")
-        if len(operands) != built.count or workspace_nbytes < self.workspace_nbytes:
+        count = len(self.operand_nbytes)
+        if len(operands) != count or workspace_nbytes < self.workspace_nbytes:
             raise KernelError(
-                f"a layer by cuDNN takes {built.count} operands and {self.workspace_nbytes} bytes "
-                f"of workspace, found {len(operands)} and {workspace_nbytes}"
+                f"a layer by cuDNN takes {count} operands and {self.workspace_nbytes} bytes of "
+                f"workspace, found {len(operands)} and {workspace_nbytes}"
             )
         library = self._library
         try:

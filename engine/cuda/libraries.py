@@ -37,6 +37,11 @@ class PreparedCall(Protocol):
         """Bytes of device memory that a run needs as workspace; 0 for none."""
         ...
 
+    @property
+    def operand_nbytes(self) -> Sequence[int]:
+        """How far each operand reaches from its address, in bytes; what a plan must hold there."""
+        ...
+
     def run(
         self, operands: Sequence[int], workspace: int, workspace_nbytes: int, stream: int
     ) -> None:

@@ -347,6 +347,7 @@ class _NullCall:
     device: NullDevice
     name: str
     workspace_nbytes: int
+    operand_nbytes: tuple[int, ...] = ()
 
     def run(
         self, operands: Sequence[int], workspace: int, workspace_nbytes: int, stream: int

@@ -222,6 +222,8 @@ def run_cublaslt(node: Node) -> None:
     prepared.run([item.slot for item in step.operands], 0, 512, 0)
     assert model.ran == ALGORITHM.algorithm
     compare(node, inputs, buffers[step.operands[-1].slot])
+    held = [buffers[item.slot].nbytes for item in step.operands]
+    assert list(prepared.operand_nbytes) == held
 
 
 @pytest.mark.parametrize("name", EPILOGUES)
@@ -271,6 +273,14 @@ def run_cudnn(tactic: Any, node: Node, count: int, streams: list[int]) -> None:
         written = json.loads(json.dumps(step.call))
         prepared = library.prepare(written, sizes, TARGET)  # type: ignore[arg-type]
         assert prepared.workspace_nbytes == 512
+        left = [
+            buffers[item.slot].nbytes - int(item.offset) * buffers[item.slot].itemsize  # type: ignore[arg-type]
+            for item in step.operands
+        ]
+        reached = list(prepared.operand_nbytes)
+        assert all(need <= rest for need, rest in zip(reached, left, strict=True))
+        # The last head of the values ends where the packed tensor does.
+        assert reached[-1] == left[-1] and reached[2] == left[2]
         addresses = [
             buffers[item.slot].ctypes.data + int(item.offset) * buffers[item.slot].itemsize  # type: ignore[arg-type]
             for item in step.operands
