@@ -20,6 +20,7 @@ from engine.ops.fused import CONTRACTED, FusedConv
 from engine.ops.operator import Operator, find
 from engine.ops.pixel_blocks import BlocksToPixels
 from engine.ops.sliding import Windows
+from engine.passes.resize_layout import resize_pixels
 
 __all__ = ["TO_NCHW", "TO_NHWC", "choose_layout"]
 
@@ -58,6 +59,9 @@ def _channels_last(graph: Graph, node: Node) -> tuple[Operator, list[Value]] | N
         return ChannelShuffle(getattr(node.op, "groups", 1), 3), []
     if node.kind == "DepthToSpace" and _is_turned(x):
         return BlocksToPixels(getattr(node.op, "blocksize", 1), getattr(node.op, "mode", "DCR")), []
+    if node.kind in ("Resize", "Upsample") and _is_turned(x):
+        resized = resize_pixels(node, x)
+        return None if resized is None else (resized, [])
     if node.kind == "LRN":
         keys = ("alpha", "beta", "bias", "size")
         return ChannelNorm(**{key: getattr(node.op, key) for key in keys}), []
@@ -137,8 +141,9 @@ def _pool(graph: Graph, node: Node, x: Value) -> tuple[Operator, list[Value]] | 
 
 
 def _is_turned(x: Value) -> bool:
-    """Whether a value was turned back from NHWC."""
-    return x.producer is not None and x.producer.kind == "Transpose"
+    """Whether a value was turned back from NHWC, or is made of such by elementwise operators."""
+    maker = x.producer
+    return maker is not None and (maker.kind == "Transpose" or _follows_turned(maker))
 
 
 def _is_spatial_mean(node: Node) -> bool:
