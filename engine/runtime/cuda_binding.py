@@ -24,7 +24,7 @@ from engine.runtime.steps import arena_requests, flat_steps, locate, slot_nbytes
 if TYPE_CHECKING:
     from engine.runtime.cuda_engine import CudaEngine
 
-__all__ = ["CudaBinding", "Layout", "lay_out", "named_layers"]
+__all__ = ["CudaBinding", "Layout", "PortPlace", "lay_out", "named_layers"]
 
 ALIGNMENT = 256
 #: Blocks of a grid along x, y and z.
@@ -88,6 +88,15 @@ def named_layers(program: Program, layers: Sequence[int]) -> str:
     return ", ".join(names)
 
 
+@dataclass(frozen=True, slots=True)
+class PortPlace:
+    """Where an input or output lies at one set of sizes."""
+
+    address: int
+    shape: tuple[int, ...]
+    nbytes: int
+
+
 @dataclass(slots=True)
 class _DeviceStep:
     """One step ready to be enqueued; ``launch`` is None for anything but a kernel of ours."""
@@ -129,6 +138,7 @@ class CudaBinding:
         self.runs = 0
         self.generation = -1
         self.launches = 0
+        self.ports: dict[int, PortPlace] = {}
         self._segments: list[_DeviceSegment | _HostSegment] = []
         self._base = self._zeros = 0
 
@@ -156,6 +166,7 @@ class CudaBinding:
         """
         self.close()
         self._base, self._zeros = base, zeros
+        self.ports = self._port_places()
         self.runs, self.launches = 0, 0
         overlaps = programmatic and self.device.target.capability >= _OVERLAPS
         current: _DeviceSegment | None = None
@@ -179,6 +190,16 @@ class CudaBinding:
                 current.steps.append(ready)
                 self.launches += 1
         self.generation = generation
+
+    def _port_places(self) -> dict[int, PortPlace]:
+        found = {}
+        for index in (*self.program.inputs, *self.program.outputs):
+            kind = self.program.slots[index].type
+            if is_fixed(self.program.slots[index]):
+                assert isinstance(kind, TensorType)
+                shape = tuple(self._size(dim) for dim in kind.dims)
+                found[index] = PortPlace(self.address(index), shape, self._nbytes(index))
+        return found
 
     def _is_device_copy(self, step: HostStep) -> bool:
         slots = self.program.slots

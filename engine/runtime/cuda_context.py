@@ -63,6 +63,10 @@ class CudaContext:
         self._memory, self._zeros = Block(self.device), Block(self.device)
         self._generation = 0
         self._bound: OrderedDict[tuple[Any, ...], CudaBinding] = OrderedDict()
+        #: Keys of bound shapes by the feeds' shapes, which buffers they use, and `_ports`.
+        self._recent: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+        #: Changes whenever a buffer is bound or a state gets other memory.
+        self._ports = 0
         self._fixed: dict[str, Fixed] = {}
         self._states: dict[int, State] = {}
         self._transfers = Transfers(engine, self.stream, self._fixed, self._states)
@@ -98,6 +102,7 @@ class CudaContext:
             for bound in self._bound.values():
                 bound.close()
         self._bound.clear()
+        self._recent.clear()
         self._memory.close()
         self._zeros.close()
         self._states.clear()
@@ -149,10 +154,12 @@ class CudaContext:
                 f"{ALIGNMENT}; bind an array with memory of its own"
             )
         self._fixed[name] = Fixed(array, view)
+        self._ports += 1
 
     def unbind(self, name: str) -> None:
         """Let an input or output go its usual way again."""
         self._fixed.pop(name, None)
+        self._ports += 1
 
     def _slot(self, name: str) -> int:
         program = self.engine.program
@@ -207,6 +214,7 @@ class CudaContext:
             state.memory.grow(nbytes, purpose, _HELPS)
             self.device.clear(state.memory.address, state.memory.nbytes, self.stream.handle)
             self._states[index] = state
+            self._ports += 1
         return state.memory.address
 
     # Running ----------------------------------------------------------------------------------
@@ -276,10 +284,8 @@ class CudaContext:
         states = frozenset(program.slots[index].name for index in self._updates)
         given = {**fixed, **inputs}
         feeds = check_cuda_feeds(program, given, self.stream, states - set(given))
-        sizes = bind_symbols(program, feeds)
-        self._check_settled(sizes)
         run = Run(dict(zip(program.inputs, feeds)), outputs)
-        binding = self._bind(sizes, {name for name in fixed if name not in inputs})
+        binding = self._bind(feeds, frozenset(name for name in fixed if name not in inputs))
         self._transfers.take(run, binding)
         return run, binding
 
@@ -296,8 +302,19 @@ class CudaContext:
                         "the first run, or bind it"
                     )
 
-    def _bind(self, sizes: dict[str, int], inputs: set[str]) -> CudaBinding:
-        """The program bound to these sizes and to the callers' buffers, planned on first use."""
+    def _bind(self, feeds: list[Any], inputs: frozenset[str]) -> CudaBinding:
+        """The program bound to the feeds' sizes and to the callers' buffers, planned on first use.
+
+        ``inputs`` names the inputs that are read from buffers of the caller's.
+        """
+        shapes = tuple(getattr(feed, "shape", None) for feed in feeds)
+        quick = (shapes, inputs, self._ports)
+        key = self._recent.get(quick)
+        if key is not None and self._bound[key].generation == self._generation:
+            self._bound.move_to_end(key)
+            return self._bound[key]
+        sizes = bind_symbols(self.engine.program, feeds)
+        self._check_settled(sizes)
         external = self._external(sizes, inputs)
         key = (*(sizes[name] for name in sorted(sizes)), *sorted(external.items()))
         bound = self._bound.get(key)
@@ -314,17 +331,21 @@ class CudaContext:
         self._bound[key] = bound
         self._bound.move_to_end(key)
         self._forget()
+        if len(self._recent) > 4 * KEPT_SHAPES:
+            self._recent.clear()
+        self._recent[shapes, inputs, self._ports] = key
         return bound
 
     def _forget(self) -> None:
         """Drop the shapes that were not used for longest."""
         held = sum(bound.launches for bound in self._bound.values())
         while len(self._bound) > 1 and (len(self._bound) > KEPT_SHAPES or held > KEPT_LAUNCHES):
+            self._recent.clear()
             _, oldest = self._bound.popitem(last=False)
             held -= oldest.launches
             oldest.close()
 
-    def _external(self, sizes: Mapping[str, int], inputs: set[str]) -> dict[int, int]:
+    def _external(self, sizes: Mapping[str, int], inputs: frozenset[str]) -> dict[int, int]:
         """Addresses of inputs and outputs outside of the context's own memory, by slot."""
         program, found = self.engine.program, {}
         spans: list[tuple[int, int, str, bool]] = []

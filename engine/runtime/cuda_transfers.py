@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engine.errors import DeviceError, FeedError
-from engine.ir.sizes import evaluate
 from engine.ir.types import Array, DType, TensorType
-from engine.plan.slots import is_fixed, root_of
+from engine.plan.slots import root_of
 from engine.runtime.cuda_binding import CudaBinding
 from engine.runtime.cuda_feeds import DeviceArray, DeviceView, device_view, on_device
 from engine.runtime.cuda_memory import LEGACY, Block, Pinned, ResultPool, Stream
@@ -103,10 +101,11 @@ class Transfers:
         views: list[DeviceView] = []
         staged = False
         for index, feed in run.feeds.items():
-            if not is_fixed(self.engine.program.slots[index]):
+            place = binding.ports.get(index)
+            if place is None:
                 run.values[index] = feed
             elif isinstance(feed, DeviceView):
-                address = binding.address(index)
+                address = place.address
                 if address != feed.address:
                     self.device.copy(address, feed.address, feed.nbytes, self.stream.handle)
                     views.append(feed)
@@ -115,7 +114,7 @@ class Transfers:
                     self.device.synchronize_event(self._uploaded)
                     self._events.append(self._uploaded)
                     self._uploaded = None
-                self._upload(index, feed, binding.address(index))
+                self._upload(index, feed, place.address)
                 staged = True
         if views:
             self._hold(views)
@@ -160,7 +159,7 @@ class Transfers:
         waiting: list[tuple[str, Array, Array]] = []
         for index in program.outputs:
             name = program.slots[index].name
-            if not is_fixed(program.slots[index]):
+            if index not in binding.ports:
                 callers = [*_arrays(run.feeds.values()), *self.engine.weights.values()]
                 found[name] = owned(run.values.get(index), callers)
             else:
@@ -183,8 +182,8 @@ class Transfers:
         program = self.engine.program
         slot, root = program.slots[index], root_of(program, index)
         assert isinstance(slot.type, TensorType)
-        shape = tuple(evaluate(dim, binding.sizes) for dim in slot.type.dims)
-        address = binding.address(index)
+        place = binding.ports[index]
+        address, shape, nbytes = place.address, place.shape, place.nbytes
         given = run.outputs.get(slot.name)
         if given is not None and on_device(given):
             return self._copied_into(given, slot.name, address, slot.type.dtype, shape)
@@ -204,7 +203,6 @@ class Transfers:
             target: Array = np.empty(shape, slot.type.dtype.numpy)
             self._download(index, target, address, waiting)
             return target
-        nbytes = math.prod(shape) * slot.type.dtype.nbytes
         memory = self.results.take(nbytes, f"the output {slot.name!r}")
         self.device.copy(memory.address, address, nbytes, self.stream.handle)
         return DeviceArray(memory.address, shape, slot.type.dtype, self.stream, memory)
