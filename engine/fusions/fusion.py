@@ -28,14 +28,15 @@ class Refused:
 class Match:
     """What to put in the place of some nodes.
 
-    ``op`` over ``inputs`` makes ``output``'s value; ``nodes`` are those that it replaces, of which
-    the ones that others still read stay.
+    ``op`` over ``inputs`` makes ``output``'s value, and ``others`` as its further results;
+    ``nodes`` are those that it replaces, of which the ones that others still read stay.
     """
 
     op: Operator
     inputs: Sequence[Value | None]
     output: Value
     nodes: Sequence[Node]
+    others: Sequence[Value] = ()
 
 
 Rule = Callable[[Graph, Node], Match | Refused | None]
@@ -123,13 +124,15 @@ def replace(graph: Graph, match: Match) -> Node:
     last = match.output.producer
     assert last is not None
     sources = dict.fromkeys(source for node in match.nodes for source in node.sources)
-    result = graph.value(match.output.name, match.output.type)
+    old = [match.output, *match.others]
+    results = [graph.value(value.name, value.type) for value in old]
     node = Node(
-        match.op, match.inputs, [result], name=graph.fresh_name(last.name), sources=tuple(sources)
+        match.op, match.inputs, results, name=graph.fresh_name(last.name), sources=tuple(sources)
     )
     graph.insert_before(last, node)
     infer_node(graph, node)
-    graph.replace_value(match.output, result)
+    for value, result in zip(old, results):
+        graph.replace_value(value, result)
     _remove_unread(graph, match.nodes)
     return node
 

@@ -22,7 +22,7 @@ __all__ = ["gather_pairs", "gather_flat"]
 def gather_pairs(graph: Graph, node: Node) -> Match | Refused | None:
     """The two indices of each tuple are the position in the batch and the position in the row."""
     data, tuples = node.inputs
-    if data is None or tuples is None or getattr(node.op, "batch_dims", 0):
+    if data is None or tuples is None or int(getattr(node.op, "batch_dims", 0)) != 0:
         return None
     above = tuples.producer
     if above is None or above.kind != "Concat" or len(above.inputs) != 2:

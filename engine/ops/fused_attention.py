@@ -13,13 +13,23 @@ from engine.ir.types import Array, DType, Operand, TensorType, Type
 from engine.ops.operator import DOMAIN, Operator, register
 from engine.ops.region import solve_symbols
 
-__all__ = ["DTYPES", "FusedAttention", "HeadAccess"]
+__all__ = [
+    "DTYPES",
+    "FusedAttention",
+    "HeadAccess",
+    "head_view",
+    "read_dim",
+    "read_dims",
+    "read_rows",
+]
 
 #: Floats that queries, keys, values, the mask and the result may be.
 DTYPES = (DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16)
 _FIELDS = frozenset(
-    ("head_size", "scale", "sizes", "accesses", "shape", "operands", "mask", "causal", "group")
-    + ("dtype", "past", "position", "guarded")
+    (
+        *("head_size", "scale", "sizes", "accesses", "shape", "operands", "mask", "causal"),
+        *("group", "dtype", "past", "position", "guarded"),
+    )
 )
 
 Dims = tuple[Dim, ...]
@@ -111,7 +121,7 @@ class FusedAttention(Operator):
         if self.guarded:
             weights = np.where(np.isnan(weights), np.float32(0), weights)
         result = np.empty([evaluate(dim, known) for dim in self.shape], self.dtype.numpy)
-        out = _view(result, self.out, (batch, heads, queries, self.head_size), known)
+        out = head_view(result, self.out, (batch, heads, queries, self.head_size), known)
         out[...] = (weights @ v[:, index]).astype(self.dtype.numpy)
         return result
 
@@ -154,7 +164,7 @@ class FusedAttention(Operator):
         """Read `attributes`' JSON, which may be hostile; ValueError says what is wrong."""
         if set(values) != _FIELDS:
             raise ValueError("an attention has other fields than it should")
-        accesses = [HeadAccess(*_dims(item, 4)) for item in _rows(values["accesses"], 5)]
+        accesses = [HeadAccess(*read_dims(item, 4)) for item in read_rows(values["accesses"], 5)]
         if len(accesses) != 5 or values["mask"] not in ("none", "key", "full"):
             raise ValueError("an attention needs five accesses and a kind of mask")
         if values["position"] not in ("none", "one", "batch"):
@@ -169,19 +179,22 @@ class FusedAttention(Operator):
         return cls(
             head_size,
             values["scale"],
-            _dims(values["sizes"], 4),
+            read_dims(values["sizes"], 4),
             accesses[0],
             accesses[1],
             accesses[2],
             accesses[3],
-            tuple(_dim(item) for item in _rows(values["shape"], 8)),
-            tuple(tuple(map(_dim, _rows(item, 8))) for item in _rows(values["operands"], 5)),
+            tuple(read_dim(item) for item in read_rows(values["shape"], 8)),
+            tuple(
+                tuple(map(read_dim, read_rows(shape, 8)))
+                for shape in read_rows(values["operands"], 5)
+            ),
             mask=values["mask"],
             mask_access=accesses[4],
             causal=bool(values["causal"]),
             group=group,
             dtype=DType(values["dtype"]),
-            past=_dim(values["past"]),
+            past=read_dim(values["past"]),
             position=values["position"],
             guarded=bool(values["guarded"]),
         )
@@ -191,10 +204,10 @@ def _read(
     array: Array, access: HeadAccess, shape: tuple[int, ...], known: Mapping[str, int]
 ) -> Array:
     """A strided operand as float32."""
-    return np.asarray(_view(array, access, shape, known), np.float32)
+    return np.asarray(head_view(array, access, shape, known), np.float32)
 
 
-def _view(
+def head_view(
     array: Array, access: HeadAccess, shape: tuple[int, ...], known: Mapping[str, int]
 ) -> Array:
     """A strided view, checked against the array's end; ValueError when it would leave."""
@@ -211,13 +224,15 @@ def _to_json(dims: Dims) -> list[Any]:
     return [dim_to_json(dim) for dim in dims]
 
 
-def _rows(value: Any, most: int) -> list[Any]:
+def read_rows(value: Any, most: int) -> list[Any]:
+    """A list from JSON that may be hostile; ValueError when it is none or too long."""
     if not isinstance(value, list) or len(value) > most:
         raise ValueError(f"an attention holds no list of at most {most} parts")
     return value
 
 
-def _dim(value: Any) -> Dim:
+def read_dim(value: Any) -> Dim:
+    """A size from JSON that may be hostile, with any symbols."""
     names: set[str] = set()
     stack = [value]
     while stack:
@@ -229,8 +244,9 @@ def _dim(value: Any) -> Dim:
     return dim_from_json(value, names)
 
 
-def _dims(value: Any, count: int) -> Any:
-    rows = _rows(value, count)
+def read_dims(value: Any, count: int) -> Any:
+    """As many sizes as are asked for, from JSON that may be hostile."""
+    rows = read_rows(value, count)
     if len(rows) != count:
         raise ValueError(f"an attention needs {count} sizes, found {len(rows)}")
-    return tuple(map(_dim, rows))
+    return tuple(map(read_dim, rows))
