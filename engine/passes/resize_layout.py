@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from engine.ir.graph import Node, Value
 from engine.ir.types import Array
 from engine.ops.resize_pixels import ResizePixels
@@ -16,7 +18,7 @@ _COORDINATES = (
 
 def resize_pixels(node: Node, x: Value) -> ResizePixels | None:
     """The operator over NHWC that a node is, or None where only its own form says it all."""
-    op = node.op
+    op: Any = node.op
     mode = str(getattr(op, "mode", "nearest"))
     mode = "linear" if mode == "bilinear" else mode
     if mode not in ("nearest", "linear") or getattr(op, "axes", None) is not None:

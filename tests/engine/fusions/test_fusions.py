@@ -19,6 +19,7 @@ from engine.fusions import (
     channel_shuffle,
     conv_batch_norm,
     conv_one_axis,
+    conv_transpose,
     epilogue,
     gemm,
     merge_projections,
@@ -33,7 +34,7 @@ from tests.engine.small_models import assert_close, check, graph_of, model, rand
 
 MODULES = [
     *(attention, attention_operator, batch_norm, channel_shuffle, conv_batch_norm),
-    *(conv_one_axis, epilogue, gemm, merge_projections, pad_conv),
+    *(conv_one_axis, conv_transpose, epilogue, gemm, merge_projections, pad_conv),
 ]
 STAGES = ("attention", "projections", "canonical", "layout")
 RNG = np.random.default_rng(11)
@@ -228,6 +229,20 @@ SAMPLES: dict[str, list[Sample]] = {
             """(float[N, 5] x) => (float[] y, float[] a) { a = MatMul (x, w) y = Relu (a) }""",
             0,
             {"w": weight(5, 7)},
+        ),
+    ],
+    "conv_transpose(x, w) of stride = kernel => depth_to_space(conv 1x1(x, w))": [
+        Sample(
+            """(float[N, 6, H, 5] x) => (float[] y) {
+            y = ConvTranspose <strides = [2, 2]> (x, w, b) }""",
+            1,
+            {"w": weight(6, 3, 2, 2), "b": weight(3)},
+        ),
+        Sample(
+            """(float[N, 6, H, 5] x) => (float[] y) {
+            y = ConvTranspose <strides = [2, 2]> (x, w) }""",
+            0,
+            {"w": weight(6, 3, 3, 3)},
         ),
     ],
 }
