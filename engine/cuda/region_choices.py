@@ -39,7 +39,7 @@ def choices(region: Region, point: Mapping[str, int], target: CudaTarget) -> lis
     if _prefers_columns(region):
         return _columns(region, point, target)
     for width in _widths(region)[:2]:
-        for choice in _rows(region, width):
+        for choice in _rows(region, width, _at(region.space[-1], point)):
             found[choice] = _row_cost(region, choice, point, target)
     ranked = sorted(found, key=lambda item: (found[item], -item.width, str(item)))
     return _diverse(ranked)
@@ -100,7 +100,7 @@ def _flat(region: Region, point: Mapping[str, int], target: CudaTarget) -> list[
     return found[:MOST]
 
 
-def _rows(region: Region, width: int) -> list[RegionChoice]:
+def _rows(region: Region, width: int, usual: int) -> list[RegionChoice]:
     length = region.space[-1]
     found = []
     kept = _kept(region)
@@ -114,9 +114,11 @@ def _rows(region: Region, width: int) -> list[RegionChoice]:
                 continue  # fewer vectors would do
             for threads in (lanes,) if lanes > WARP else (128, 256, max(lanes, WARP)):
                 found.append(RegionChoice("rows", threads, width, count, lanes))
-    for lanes in () if found else (256, 512, 1024):
-        count = max(1, min(4, 32 // (width * kept)))
-        found.append(RegionChoice("passes", lanes, width, count, lanes))
+    if not found:  # too long for registers, or of any length
+        for lanes in (8, WARP, 128, 256, 512, 1024):
+            count = max(1, min(4, 32 // (width * kept)))
+            if lanes == 8 or lanes * width < 2 * usual:
+                found.append(RegionChoice("passes", max(lanes, 128), width, count, lanes))
     return found
 
 

@@ -74,6 +74,8 @@ def test_random_regions(made: tuple[Region, list[Array]], pick: int) -> None:
     region, arrays = made
     assert isinstance(H200, CudaTarget)
     offered = choices(simplified(region), {}, H200)
+    for choice in offered:
+        generate(simplified(region), choice)  # no choice that is offered is refused
     agree(region, arrays, 2e-3, [offered[pick % len(offered)]])
 
 
