@@ -37,7 +37,7 @@ PARTS: dict[str, set[str]] = {
     "engine.runtime.compilation": TYPES | {"engine.kernels.isa"},
     "engine.kernels": TYPES | {"engine.ops", "engine.kernels.isa", "engine.runtime.compilation"},
     "engine.plan": TYPES | KERNELS,
-    "engine.templates": TYPES | {"engine.ops", "engine.plan", "engine.cuda"},
+    "engine.templates": TYPES | {"engine.ops", "engine.plan", "engine.cuda", "engine.target"},
     "engine.cuda": TYPES
     | {"engine.ops", "engine.plan", "engine.target", "engine.templates"}
     | {"engine.runtime.compilation"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from engine.cuda.kernel import DeviceKernel
 from engine.cuda.triton_compiler import ELEMENT_NAMES
 from engine.cuda.triton_expression import check_epilogue
 from engine.ir.graph import Node, Value
@@ -245,34 +246,36 @@ def emit_product(
     if counters is None:
         tile = replace(tile, split=1)
     kernel = gemm_kernel(gemm, tile)
-    arguments: dict[str, Argument] = {}
-    sizes = {"a": (asked.m, asked.k), "b": (asked.n, asked.k), "y": (asked.m, asked.n)}
-    if not transposed:
-        sizes["b"] = (asked.k, asked.n)
-    for name, form in kernel.signature:
-        if name in places:
-            place, writes = places[name], name == "y"
-            rows, columns = sizes.get(name, (asked.m, asked.n))
-            mapped = form.startswith("tensordesc")
-            arguments[name] = (
-                place.map(rows, columns, writes)
-                if mapped
-                else Pointer(place.slot, place.offset, writes)
-            )
-        elif name == "partial":
-            elements = tile_count(gemm, tile) * (tile.split * tile.rows * tile.columns)
-            arguments[name] = Pointer(builder.workspace(DType.FLOAT32, elements), 0, True)
-        elif name == "b_ahead":
-            arguments[name] = Pointer(places["b"].slot, places["b"].offset)
-        elif name == "counters":
-            assert counters is not None
-            arguments[name] = Pointer(builder.zeros(counters), 0, True)
-        else:
-            arguments[name] = gemm.sizes()[name]
+    arguments: dict[str, Argument] = {**gemm.sizes(), **_addresses(kernel, gemm, places)}
+    if tile.split > 1 and counters is not None:
+        elements = tile_count(gemm, tile) * (tile.split * tile.rows * tile.columns)
+        partial = builder.workspace(DType.FLOAT32, elements)
+        arguments["partial"] = Pointer(partial, 0, True)
+        arguments["counters"] = Pointer(builder.zeros(counters), 0, True)
+    if tile.ahead:
+        arguments["b_ahead"] = Pointer(places["b"].slot, places["b"].offset)
+    taken = {name: arguments[name] for name, _ in kernel.signature}
     blocks = tile_count(gemm, tile) * product(asked.batches)
     if tile.style == "persistent":
         blocks = minimum(blocks, tile.programs)
-    builder.launch(kernel, (blocks, tile.split), parameters(kernel, arguments), layer)
+    builder.launch(kernel, (blocks, tile.split), parameters(kernel, taken), layer)
+
+
+def _addresses(
+    kernel: DeviceKernel, gemm: Gemm, places: Mapping[str, _Place]
+) -> dict[str, Argument]:
+    """Pointers and tensor maps of the matrices, as the kernel takes each."""
+    sizes = {"a": (gemm.m, gemm.k), "b": (gemm.k, gemm.n)}
+    if gemm.transposed:
+        sizes["b"] = (gemm.n, gemm.k)
+    found: dict[str, Argument] = {}
+    for name, form in kernel.signature:
+        if name in places and form.startswith("tensordesc"):
+            rows, columns = sizes.get(name, (gemm.m, gemm.n))
+            found[name] = places[name].map(rows, columns, name == "y")
+        elif name in places:
+            found[name] = Pointer(places[name].slot, places[name].offset, name == "y")
+    return found
 
 
 def _places(builder: ProgramBuilder, node: Node, asked: Product) -> tuple[dict[str, _Place], bool]:
