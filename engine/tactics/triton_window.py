@@ -22,8 +22,8 @@ __all__ = ["Filters", "Source", "launch_convolution", "strides_fit"]
 
 #: Tensor maps take addresses, and strides but the last, in multiples of this.
 _MAP_NBYTES = 16
-#: Of a gathered tile: 64 for each thread of eight warps.
-_MOST_SUMS = 64 * 256
+#: Of a tile whose channels lie anywhere: 32 for each thread of eight warps.
+_MOST_SUMS = 32 * 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +105,7 @@ def _settled(tile: Tile, source: Source, dtype: DType, most: int | None) -> Tile
     if tile.method == "boxes" and not _is_mapped(source.offset, source.pixel, dtype):
         rows, depth = max(tile.rows, 64), min(tile.depth, 64)
         columns = min(tile.columns, _MOST_SUMS // rows)
-        warps = 8 if rows * columns > _MOST_SUMS // 2 else 4
-        tile = Tile("gather", (1, 1, rows), columns, depth, warps, 2, tile.splits)
+        tile = Tile("gather", (1, 1, rows), columns, depth, 8, 2, tile.splits)
     return replace(tile, splits=1) if most is None and tile.splits > 1 else tile
 
 
