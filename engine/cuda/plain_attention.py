@@ -1,4 +1,4 @@
-"""Attention in plain CUDA C: every head size, mask and group; float32 throughout.
+"""Attention in plain CUDA C: every head size, mask, group and cache; float32 throughout.
 
 A block has a few rows of queries of one head. Tiles of keys and values pass through shared memory
 with a running maximum and sum per row (the online softmax of Milakov and Gimelshein, arXiv
@@ -13,6 +13,7 @@ from engine.cuda.c_expression import PRELUDE, print_number, storage_type, write_
 from engine.cuda.contraction import read_sum
 from engine.cuda.kernel import DeviceKernel
 from engine.ir.types import DType
+from engine.ops.fused_attention import FusedAttention
 
 __all__ = ["plain_attention", "query_rows"]
 
@@ -40,7 +41,7 @@ extern "C" __global__ void __launch_bounds__(128, 1) plain_attention({parameters
     float total[{columns}], most = -INFINITY, sum = 0.0f;
     #pragma unroll
     for (int i = 0; i < {columns}; ++i) total[i] = 0.0f;
-    const int last = {last};
+    const int offset = {offset}, last = {last};
     for (int start = 0; start < last; start += {tile}) {{
         __syncthreads();
         for (int i = t; i < {tile} * {size}; i += 128) {{
@@ -55,7 +56,7 @@ extern "C" __global__ void __launch_bounds__(128, 1) plain_attention({parameters
             float score = 0.0f;
             #pragma unroll 8
             for (int d = 0; d < {size}; ++d) score = fmaf(left[d], right[d], score);
-            const bool seen = row < queries && at < keys{causal};
+            const bool seen = row < queries && at < keys{seen};
             scores[i] = seen ? score{mask} : -INFINITY;
         }}
         __syncthreads();
@@ -83,7 +84,7 @@ extern "C" __global__ void __launch_bounds__(128, 1) plain_attention({parameters
     #pragma unroll
     for (int i = 0; i < {columns}; ++i) {{
         const int d = lane + i * {lanes};
-        const float result = keys > 0 ? total[i] / sum : 0.0f;
+        const float result = {some} ? total[i] / sum : 0.0f;
         if (d < {size}) y[(first + mine) * y_row + d] = {result};
     }}
 }}
@@ -98,50 +99,52 @@ def query_rows(head_size: int) -> int:
     return rows
 
 
-def plain_attention(
-    dtypes: Sequence[DType],
-    out: DType,
-    *,
-    head_size: int,
-    scale: float,
-    mask: str,
-    causal: bool,
-    group: int,
-) -> DeviceKernel:
-    """softmax(scale Q K^T + mask) V; ``dtypes`` of q, k, v and, unless "none", the mask.
+def plain_attention(op: FusedAttention, dtypes: Sequence[DType]) -> DeviceKernel:
+    """The attention that ``op`` means; ``dtypes`` are those of its inputs.
 
-    Parameters are q, k, v, the mask, y; heads, queries, keys (int); the elements between batches,
-    heads and rows of q, k, v, y (long), of the mask between batches, heads, rows. The grid is
-    blocks of `query_rows` x heads x batches.
+    Parameters are the inputs q, k, v, mask, position as far as there are any, y; heads, queries,
+    keys, past (int); the elements between batches, heads and rows of q, k, v, y and the mask
+    (long). The grid is blocks of `query_rows` x heads x batches.
     """
-    rows = query_rows(head_size)
+    size = op.head_size
+    rows = query_rows(size)
     tile, lanes = 2 * rows, _THREADS // rows
-    masked = mask != "none"
-    names = ["q", "k", "v", "mask"][: len(dtypes)]
-    pointers = [f"const {storage_type(d)} *{n}" for d, n in zip(dtypes, names)]
-    pointers.append(f"{storage_type(out)} *y")
-    strided = [*names[:3], "y", *names[3:]]
-    parameters = [*pointers, "int heads", "int queries", "int keys"]
+    masked = op.mask_place is not None
+    placed = op.position_place is not None
+    names = ["q", "k", "v", *["mask"][:masked], *["position"][:placed]]
+    types = dict(zip(names, dtypes, strict=True))
+    pointers = [f"const {storage_type(dtype)} *{name}" for name, dtype in types.items()]
+    pointers.append(f"{storage_type(op.dtype)} *y")
+    strided = ["q", "k", "v", "y", *["mask"][:masked]]
+    parameters = [*pointers, *(f"int {name}" for name in ("heads", "queries", "keys", "past"))]
     parameters += [f"long long {n}_{axis}" for n in strided for axis in ("batch", "head", "row")]
-    mask_place = "mask[row * mask_row + at]" if mask == "full" else "mask[at]"
+    # Query `row` sees keys up to `offset`, plus its own number when causal.
+    position = f" + (int)position[{'batch' if op.position == 'batch' else '0'}]" if placed else ""
+    bounded = op.causal or placed
+    offset = f"past{position}" if bounded else "keys - 1"
+    farthest = f"offset + first + {rows}" if op.causal else "offset + 1"
+    seen = f" && at <= offset{' + row' if op.causal else ''}" if bounded else ""
+    place = "mask[row * mask_row + at]" if op.mask == "full" else "mask[at]"
     source = _SOURCE.format(
         prelude=PRELUDE,
         parameters=", ".join(parameters),
         rows=rows,
-        size=head_size,
+        size=size,
         tile=tile,
         lanes=lanes,
-        group=group,
-        columns=-(-head_size // lanes),
-        scale=print_number(scale, DType.FLOAT32),
-        query=read_sum(dtypes[0], f"q[row * q_row + i % {head_size}]"),
-        key=read_sum(dtypes[1], "k[row * k_row + d]"),
-        value=read_sum(dtypes[2], "v[row * v_row + d]"),
+        group=op.group,
+        columns=-(-size // lanes),
+        scale=print_number(op.scale, DType.FLOAT32),
+        query=read_sum(types["q"], f"q[row * q_row + i % {size}]"),
+        key=read_sum(types["k"], "k[row * k_row + d]"),
+        value=read_sum(types["v"], "v[row * v_row + d]"),
         mask_base="    mask += batch * mask_batch + head * mask_head;" if masked else "",
-        mask=" + " + read_sum(dtypes[3], mask_place) if masked else "",
-        causal=" && at <= row" if causal else "",
-        last=f"min(keys, first + {rows})" if causal else "keys",
-        result=write_text(out, "result"),
+        mask=" + " + read_sum(types["mask"], place) if masked else "",
+        offset=offset,
+        seen=seen,
+        last=f"min(keys, {farthest})",
+        some="sum > 0.0f" if op.guarded else "keys > 0",
+        result=write_text(op.dtype, "result"),
     )
-    floats = rows * head_size + tile * (2 * head_size + 1) + rows * tile
+    floats = rows * size + tile * (2 * size + 1) + rows * tile
     return DeviceKernel("nvrtc", "plain_attention", source, _THREADS, 4 * floats, waits=True)

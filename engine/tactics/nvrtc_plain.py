@@ -112,15 +112,7 @@ class NvrtcPlain:
     def _attention(self, node: Node) -> Offers:
         op = node.op
         assert isinstance(op, FusedAttention)
-        kernel = plain_attention(
-            [_tensor(value).dtype for value in node.inputs],
-            node.outputs[0].tensor.dtype,
-            head_size=op.head_size,
-            scale=op.scale,
-            mask=op.mask,
-            causal=op.causal,
-            group=op.group,
-        )
+        kernel = plain_attention(op, [_tensor(value).dtype for value in node.inputs])
         return [self._candidate({"form": "rows"}, kernel, _emit_attention, strided=False)]
 
 
@@ -294,17 +286,21 @@ def _emit_attention(builder: ProgramBuilder, node: Node, layer: int, kernel: Dev
     op = node.op
     assert isinstance(op, FusedAttention)
     accesses = [op.query, op.key, op.value]
-    if op.mask != "none":
-        accesses.append(op.mask_access)
+    offsets = [access.offset for access in accesses]
+    if op.mask_place is not None:
+        offsets.append(op.mask_access.offset)
+    if op.position_place is not None:
+        offsets.append(0)
     parameters: list[Parameter] = [
-        Pointer(builder.slot(value), access.offset)
-        for value, access in zip(node.inputs, accesses)
+        Pointer(builder.slot(value), offset)
+        for value, offset in zip(node.inputs, offsets, strict=True)
         if value is not None
     ]
     parameters.append(Pointer(builder.slot(node.outputs[0]), op.out.offset, writes=True))
     batch, heads, queries, keys = op.sizes
-    parameters += [Scalar("i32", dim) for dim in (heads, queries, keys)]
-    for access in (*accesses[:3], op.out, *accesses[3:]):
+    parameters += [Scalar("i32", dim) for dim in (heads, queries, keys, op.past)]
+    masks = [] if op.mask_place is None else [op.mask_access]
+    for access in (*accesses, op.out, *masks):
         parameters += [Scalar("i64", dim) for dim in (access.batch, access.head, access.row)]
     blocks = product((ceildiv(queries, query_rows(op.head_size)), heads, batch))
     builder.launch(kernel, (blocks,), parameters, layer)

@@ -185,10 +185,10 @@ def test_convolutions(case: dict[str, Any], fixed: bool) -> None:
     check(graph, node, dtype=dtype, only=None if x[-1] == 5 else 2, N=x[0])
 
 
-def attention(head_size: int, *, mask: str, causal: bool, group: int, dtype: DType) -> Any:
-    """Queries, keys and values of five tokens in one packed tensor, as models have them."""
+def attention(head_size: int, *, mask: str = "none", dtype: DType = FULL, **details: Any) -> Any:
+    """Queries, keys and values of 21 tokens in one packed tensor, as models have them."""
     batch, heads, rows = 2, 4, 21
-    shared = heads // group
+    shared = heads // details.get("group", 1)
     width = (heads + 2 * shared) * head_size
     own, token = heads * head_size, symbol("S")
     packed = layers.feed(random(batch, rows, width, dtype=dtype), (batch, token, width))
@@ -199,6 +199,8 @@ def attention(head_size: int, *, mask: str, causal: bool, group: int, dtype: DTy
         dims = tuple(token if dim == rows else dim for dim in shape)
         hidden = np.where(RNG.random(shape) < 0.3, -65504.0, RNG.standard_normal(shape))
         inputs.append(layers.feed(hidden.astype(dtype.numpy), dims))
+    if details.get("position", "none") != "none":
+        inputs.append(layers.feed(np.array([3, -2][: 1 + (details["position"] == "batch")])))
     access = HeadAccess(0, token, 0, 0) if mask == "key" else HeadAccess(0, 0, token * token, token)
     operator = FusedAttention(
         head_size=head_size,
@@ -212,22 +214,29 @@ def attention(head_size: int, *, mask: str, causal: bool, group: int, dtype: DTy
         operands=tuple(item.dims for item in inputs),
         mask=mask,
         mask_access=access,
-        causal=causal,
-        group=group,
+        dtype=dtype,
+        **details,
     )
     return layers.layer(operator, inputs), rows
 
 
 @pytest.mark.parametrize(
-    ("head_size", "mask", "causal", "group"),
+    ("head_size", "details"),
     [
-        *((64, "none", False, 1), (16, "key", False, 1), (24, "full", False, 2)),
-        *((33, "none", True, 4), (300, "key", True, 1)),
+        (64, {"dtype": HALF}),
+        (16, {"mask": "key", "dtype": BRAIN}),
+        (24, {"mask": "full", "group": 2}),
+        (33, {"causal": True, "group": 4, "past": 5}),
+        (300, {"mask": "key", "causal": True, "dtype": HALF}),
+        (32, {"position": "one", "past": 6}),
+        (32, {"position": "batch", "causal": True, "guarded": True}),
+        (32, {"position": "batch", "causal": True, "guarded": False}),
     ],
 )
-def test_attention(head_size: int, mask: str, causal: bool, group: int) -> None:
-    (graph, node), rows = attention(head_size, mask=mask, causal=causal, group=group, dtype=FULL)
-    check(graph, node, dtype=FULL, S=rows)
+def test_attention(head_size: int, details: dict[str, Any]) -> None:
+    """With a position of -2 the first two queries of a causal sample see no key."""
+    (graph, node), rows = attention(head_size, **details)
+    check(graph, node, dtype=node.outputs[0].tensor.dtype, S=rows)
 
 
 def test_what_is_not_served_says_why() -> None:
@@ -266,9 +275,7 @@ def test_every_form_compiles_without_spills(capability: tuple[int, int]) -> None
         [layers.feed(random(1, 5, 5, 16)), layers.constant(random(32, 16, 3, 3))],
     )
     nodes = [product, image]
-    nodes += [
-        attention(d, mask="full", causal=True, group=1, dtype=FULL)[0] for d in (64, 256, 512)
-    ]
+    nodes += [attention(d, mask="full", causal=True)[0] for d in (64, 256, 512)]
     kernels = [
         layers.emitted(graph, node, candidate).device_kernels[0]
         for graph, node in nodes
