@@ -96,14 +96,15 @@ def _is_mapped(offset: Dim, pixel: int, dtype: DType) -> bool:
     return modulo(offset * nbytes, _MAP_NBYTES) == 0 and pixel * nbytes % _MAP_NBYTES == 0
 
 
-def _settled(tile: Tile, source: Source, dtype: DType, most: int | None) -> Tile:
+def _settled(tile: Tile, window: Window, source: Source, dtype: DType, most: int | None) -> Tile:
     """The tile that a place allows.
 
-    An input in a slice that no tensor map can address is gathered, by blocks as large; a tile
-    count without a bound leaves no counters for splits.
+    An input in a slice that only single elements can address is gathered by smaller blocks, whose
+    addresses fit into registers; a tile count without a bound leaves no counters for splits.
     """
-    if tile.method == "boxes" and not _is_mapped(source.offset, source.pixel, dtype):
-        rows, depth = max(tile.rows, 64), min(tile.depth, 64)
+    whole = window.channels * dtype.nbytes % _MAP_NBYTES == 0
+    if whole and tile.method != "flat" and not _is_mapped(source.offset, source.pixel, dtype):
+        rows, depth = min(max(tile.rows, 64), 128), min(tile.depth, 32)
         columns = min(tile.columns, _MOST_SUMS // rows)
         tile = Tile("gather", (1, 1, rows), columns, depth, 8, 2, tile.splits)
     return replace(tile, splits=1) if most is None and tile.splits > 1 else tile
@@ -133,7 +134,7 @@ def launch_convolution(
     assert isinstance(op, FusedConv) and given is not None
     images, height, width, _ = node.outputs[0].tensor.dims
     dtype = given.tensor.dtype
-    tile = _settled(tile, source, dtype, _bound(builder, images * height * width))
+    tile = _settled(tile, window, source, dtype, _bound(builder, images * height * width))
     row_tiles = _row_tiles(tile, images, height, width)
     columns = window.groups * -(-window.outputs // tile.columns)
     result = _place(builder, node, len(node.inputs), tile, window)
