@@ -220,7 +220,7 @@ def predicted_ns(problem: Problem, tile: Tile, target: CudaTarget) -> float:
     # stage is being read, and half the time another still is.
     flow = min(_L2[major], together * (tile.stages - 1.5) * step_nbytes / _LOAD_NS)
     overhead = (45.0 if tile.style != "pointers" else 60.0) / together
-    step = max(products, step_nbytes / flow) + overhead
+    step = max(products, step_nbytes / flow) * (1.08 if tile.stages == 2 else 1.0) + overhead
     stores = area * problem.nbytes * (1 + problem.fulls) / _L2[major]
     latency = _LATENCY_NS + stores
     if tile.style == "persistent":

@@ -19,11 +19,12 @@ from engine.ir.infer import infer_node
 from engine.ir.sizes import Dim, symbol
 from engine.ir.types import DType, TensorType
 from engine.lower.builder import ProgramBuilder
+from engine.lower.placement import Placement
 from engine.ops.expression import Expression, call, cast, constant, load
 from engine.ops.fused import FusedConv, FusedMatMul, apply_epilogue
 from engine.ops.operator import Operator
 from engine.plan.device import LaunchStep, TensorMap
-from engine.plan.structure import Symbol
+from engine.plan.structure import Slot, Symbol
 from engine.tactics.tactic import Candidate, Refusal
 from engine.tactics.triton_gemm import TritonGemm, emit_product
 from engine.target import CudaTarget, describe
@@ -31,6 +32,7 @@ from engine.templates.gemm import Tile
 from tests.cuda_layer import constant as constant_feed
 from tests.cuda_layer import emitted, feed
 from tests.cuda_layer import layer as cuda_layer
+from tests.triton_layer import interpret_candidate
 from tests.triton_shim import run_layer
 
 FLOAT, HALF = DType.FLOAT32, DType.FLOAT16
@@ -203,6 +205,35 @@ def test_a_convolution_of_one_tap_is_a_product_over_pixels(tile: Tile) -> None:
     sums = x.astype(np.float32) @ w.astype(np.float32)[:, :, 0, 0].T
     wanted = apply_epilogue(op.epilogue, op.kinds, sums, [bias, residual])
     check(op, [x, w, bias, residual], tile, wanted=wanted)
+
+
+@pytest.mark.parametrize("tile", STYLES, ids=lambda tile: str(tile.to_json()))
+@pytest.mark.parametrize("offset", [8, 3])
+def test_slices_of_wider_tensors_are_read_and_written_in_place(tile: Tile, offset: int) -> None:
+    """At 8 halves tensor maps begin on 16 bytes; at 3 they cannot, and addresses serve."""
+    x, w, bias, residual = random(70, 64), random(40, 64, seed=1), random(40), random(70, 40)
+    op = FusedMatMul(True, *RESIDUAL)
+    feeds = [feed(x), constant_feed(w), constant_feed(bias), feed(residual)]
+    graph, node = cuda_layer(op, feeds)
+    wide = graph.value("wide", TensorType(HALF, (70, 208)))
+    values = (node.inputs[0], node.inputs[3], node.outputs[0])
+    placed = {
+        id(value): Placement(wide, offset + start, 208)
+        for value, start in zip(values, (0, 64, 120))
+    }
+    found = interpret_candidate(graph, node, with_tile(tile), placed=placed)
+    sums = x.astype(np.float32) @ w.astype(np.float32).T
+    wanted = apply_epilogue(op.epilogue, op.kinds, sums, [bias, residual])
+    np.testing.assert_allclose(
+        found.astype(np.float32), wanted.astype(np.float32), rtol=4e-3, atol=4e-3
+    )
+    builder = ProgramBuilder(graph, placed=placed)
+    builder.set_slot(wide, builder.add_slot(Slot(wide.type, "arena")))
+    with_tile(tile).emit(builder, node, 0)
+    (step,) = builder.steps
+    assert isinstance(step, LaunchStep)
+    mapped = any(isinstance(item, TensorMap) for item in step.parameters)
+    assert mapped == (offset == 8 and tile.style != "pointers")
 
 
 def offers(op: Operator, feeds: list[Any], target: str, constants: Sequence[int] = (1,)) -> Any:
