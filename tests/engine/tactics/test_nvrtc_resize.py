@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import pytest
 
 from engine.cuda.nvrtc import compile_nvrtc
 from engine.ir.types import DType
-from engine.ops.operator import find
 from engine.ops.resize_pixels import ResizePixels
-from engine.passes import run_pipeline
 from engine.tactics.nvrtc_resize import NvrtcResize
 from engine.target import describe
 from tests.cuda_layer import emitted, feed, layer
-from tests.engine.small_models import check as check_model
-from tests.engine.small_models import graph_of
 from tests.engine.tactics.test_nvrtc_windows import BRAIN, HALF, N, array, check, offered
 
 SINGLE = DType.FLOAT32
@@ -59,29 +52,3 @@ def test_kernels_compile() -> None:
             graph, node = layer(op, [feed(array(BRAIN, 1, 8, 8, 32))])
             (kernel,) = emitted(graph, node, offered(NvrtcResize(), node)[0]).device_kernels
             assert compile_nvrtc(kernel, target.capability).spilled_nbytes == 0  # type: ignore[union-attr]
-
-
-@pytest.mark.parametrize(
-    "resize",
-    [
-        'Resize <mode = "nearest", coordinate_transformation_mode = "asymmetric"> (r, , s)',
-        'Resize <mode = "linear", coordinate_transformation_mode = "half_pixel"> (r, , s)',
-        'Resize <mode = "linear", coordinate_transformation_mode = "align_corners"> (r, , , z)',
-    ],
-)
-def test_between_convolutions_images_are_resized_in_nhwc(resize: str) -> None:
-    body = f"""(float[2, 3, 6, 5] x) => (float[] y) {{
-        a = Conv <pads = [1, 1, 1, 1]> (x, w) r = Relu (a) b = {resize}
-        y = Conv <pads = [1, 1, 1, 1]> (b, v) }}"""
-    weights: dict[str, Any] = {
-        "w": array(SINGLE, 8, 3, 3, 3),
-        "v": array(SINGLE, 4, 8, 3, 3),
-        "s": np.array([1, 1, 2, 1.5], np.float32),
-        "z": np.array([2, 8, 9, 11], np.int64),
-    }
-    check_model(body, weights=weights)
-    graph = graph_of(body, weights=weights)
-    run_pipeline(graph, checked=True)
-    kinds = [node.kind for node in graph.nodes]
-    assert "ResizePixels" in kinds and "Resize" not in kinds
-    assert find("", "Resize", 18).name == "Resize"

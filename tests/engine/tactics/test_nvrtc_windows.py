@@ -132,7 +132,7 @@ def test_one_kernel_serves_a_profile() -> None:
     check(graph, node, NvrtcDepthwise(), {"N": 3})
     candidate = offered(NvrtcDepthwise(), node, {"N": 3})[0]
     (step,) = emitted(graph, node, candidate).steps
-    assert step.grid[0] == symbol("N") * (step.grid[0] // N)  # type: ignore[union-attr,operator]
+    assert step.grid[0] == symbol("N") * (step.grid[0] // N)  # type: ignore[union-attr]
 
 
 def test_depthwise_between_slices_of_wider_tensors() -> None:
@@ -206,7 +206,7 @@ def test_a_map_shared_by_several_blocks() -> None:
 @pytest.mark.parametrize("name", ["cuda:sm80", "cuda:sm90", "cuda:sm100"])
 def test_first_candidates_compile_without_spilling(name: str) -> None:
     target = describe(name)
-    cases = [
+    cases: list[tuple[Any, tuple[Graph, Node]]] = [
         (NvrtcDepthwise(), depthwise(HALF, (1, 14, 14), 96, (3, 3))),
         (NvrtcDepthwise(), depthwise(HALF, (1, 14, 14), 48, (5, 5), pads=(2, 2, 2, 2))),
         (NvrtcPooling(), layer(Pool("max", (3, 3), (2, 2)), [feed(array(HALF, 1, 15, 15, 64))])),
