@@ -52,13 +52,6 @@ class Blocks:
         self._chunks.append((self.device.allocate(held), held))
         return self.take(nbytes)
 
-    def uploaded(self, array: Array) -> int:
-        """A copy of an array."""
-        found = self.take(array.nbytes)
-        data = np.ascontiguousarray(array)
-        self.device.upload(found, data.ctypes.data, data.nbytes, self.stream)
-        return found
-
     def duplicated(self, source: int, nbytes: int) -> int:
         """A copy of memory of the device."""
         found = self.take(nbytes)
@@ -72,14 +65,17 @@ class Blocks:
             self.device.clear(found, nbytes, self.stream)
         return found
 
-    def guarded(self, nbytes: int) -> int:
-        """A piece full of NaN, and behind it guard bytes."""
+    def guarded(self, nbytes: int, array: Array | None = None) -> int:
+        """A piece full of NaN, or with the bytes of an array, and guard bytes behind it."""
         found = self.take(nbytes + GUARD_NBYTES)
         self.sizes[found] = nbytes
         end = nbytes + GUARD_NBYTES
         for begin in range(0, end, _POISON_NBYTES):
             count = min(_POISON_NBYTES, end - begin)
             self.device.copy(found + begin, self._poison, count, self.stream)
+        if array is not None and array.nbytes:
+            data = np.ascontiguousarray(array)
+            self.device.upload(found, data.ctypes.data, data.nbytes, self.stream)
         return found
 
     def guard_holds(self, address: int) -> bool:

@@ -163,7 +163,7 @@ class DeviceMeasurer:
         outputs: dict[str, int] = {}
         for index in program.inputs:
             array = feeds[program.slots[index].name]
-            external[index] = self.blocks.uploaded(array)
+            external[index] = self.blocks.guarded(array.nbytes, array)
         for index in program.outputs:
             slot = program.slots[index]
             assert isinstance(slot.type, TensorType)
@@ -172,7 +172,7 @@ class DeviceMeasurer:
         owner: Any = engine if weights is None else _Copy(engine, weights)
         binding = CudaBinding(owner, {}, external)
         layout = binding.layout
-        base = self.blocks.take(layout.nbytes)
+        base = self.blocks.guarded(layout.nbytes)
         zeros = self.blocks.cleared(layout.zeros_nbytes)
         binding.prepare(base, zeros, 0, programmatic=True)
         return binding, outputs
