@@ -248,9 +248,12 @@ def _forms(kernel: DeviceKernel, found: Any) -> tuple[TensorMapForm, ...] | Fail
 
 def _reason(error: Exception, said: str) -> str:
     """One line of an error of Triton's; it repeats the whole program otherwise."""
-    first = re.search(r"error: (.+)", said)
-    if first is not None:
-        return f"{type(error).__name__}: {first[1].strip()}"[:400]
+    causes = [text.strip() for text in re.findall(r"error: (.+)", said)]
+    if causes:
+        telling = [text for text in causes if not text.startswith("Failures have been detected")]
+        stage = re.search(r"while executing \[(.+?)\]", said)
+        where = f" in {stage[1]}" if stage is not None else ""
+        return f"{type(error).__name__}{where}: {(telling or causes)[0]}"[:400]
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     wanted = [line for line in lines if "error" in line.lower()] or lines
     return f"{type(error).__name__}: {' '.join(wanted[:3])}"[:400]

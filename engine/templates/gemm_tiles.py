@@ -170,20 +170,12 @@ def _styles(problem: Problem, target: CudaTarget, tile: Tile) -> Iterator[Tile]:
             "persistent", rows, columns, depth, warps, stages, halves=True, programs=programs
         )
     narrow = problem.fulls == 0 or rows * columns <= 128 * 128  # else the consumers spill
-    if (
-        narrow
-        and rows == 128
-        and depth == 64
-        and warps == _SPECIALISED_WARPS[target.capability[0] == 9]
-    ):
+    # Two groups of consumers, each with half of the rows; for later devices the compiler refuses.
+    hopper = target.capability[0] == 9
+    if hopper and narrow and (rows, depth, warps) == (128, 64, 8):
         yield Tile(
             "persistent", rows, columns, depth, 4, stages, programs=programs, specialised=True
         )
-
-
-#: The entry of `_SIZES` at which a specialised kernel is offered, elsewhere and on Hopper (where
-#: the compiler makes two groups of consumers, each with half of the rows).
-_SPECIALISED_WARPS = (4, 8)
 
 
 def _splits(
