@@ -74,6 +74,12 @@ def _why_not(node: Node, target: CudaTarget) -> str:
     """Why the library does not serve a layer; "" when it may."""
     op = node.op
     assert isinstance(op, FusedAttention)
+    if op.position != "none":
+        return "how far a query sees is read from a tensor"
+    if op.causal and op.past != 0:
+        return "the first query sees more than the first key"
+    if op.guarded and op.mask != "none":
+        return "a query that sees no key has to give zeros"
     values = [value for value in node.inputs[:3] if value is not None] + node.outputs
     dtypes = {value.tensor.dtype for value in values}
     if len(dtypes) != 1 or values[0].tensor.dtype not in _DTYPES:
