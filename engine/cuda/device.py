@@ -126,6 +126,10 @@ class Device(Protocol):
         """Let the event stand for everything on the stream so far."""
         ...
 
+    def record_in_graph(self, event: int, stream: int) -> None:
+        """While the stream is captured: let the graph record the event when it gets there."""
+        ...
+
     def wait(self, stream: int, event: int) -> None:
         """Let the stream go on only after what the event stands for."""
         ...

@@ -189,6 +189,11 @@ class CudaDevice:
         """Record an event on a stream."""
         call("cuEventRecord", event, stream, doing="record an event")
 
+    def record_in_graph(self, event: int, stream: int) -> None:
+        """Record an event whenever the graph runs that is being captured."""
+        flag = int(self._driver.CUevent_record_flags.CU_EVENT_RECORD_EXTERNAL)
+        call("cuEventRecordWithFlags", event, stream, flag, doing="record an event in a graph")
+
     def wait(self, stream: int, event: int) -> None:
         """Let a stream wait for an event."""
         call("cuStreamWaitEvent", stream, event, 0, doing="wait for an event")

@@ -211,6 +211,12 @@ class NullDevice:
         self._check(stream not in self._capturing, "an event in a graph")
         self.counts["record"] += 1
 
+    def record_in_graph(self, event: int, stream: int) -> None:
+        """Put an event into a graph."""
+        self._check(event in self._events, "an event that is gone")
+        self._check(stream in self._capturing, "an event in a graph that is not captured")
+        self.submit(stream, "record", event, None)
+
     def wait(self, stream: int, event: int) -> None:
         """Count a wait."""
         self._check(event in self._events and stream in self._streams, "an event that is gone")

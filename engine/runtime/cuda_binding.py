@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,78 +16,23 @@ from engine.cuda.tensor_map import encode_box, reach
 from engine.errors import DeviceError, KernelError, PlanCorruptError
 from engine.ir.sizes import evaluate
 from engine.ir.types import Array, DType, TensorType
-from engine.plan.arena import Arena, plan_arena
 from engine.plan.device import ClearStep, LaunchStep, LibraryStep, Null, Pointer, Scalar, TensorMap
 from engine.plan.slots import is_fixed
-from engine.plan.structure import FlatStep, HostStep, KernelStep, Program
+from engine.plan.structure import FlatStep, HostStep, KernelStep
+from engine.runtime.cuda_layout import lay_out, named_layers
 from engine.runtime.host import HostCall
-from engine.runtime.steps import arena_requests, flat_steps, locate, slot_nbytes
+from engine.runtime.steps import flat_steps, locate, slot_nbytes
 
 if TYPE_CHECKING:
     from engine.runtime.cuda_engine import CudaEngine
 
-__all__ = ["CudaBinding", "Layout", "PortPlace", "lay_out", "named_layers"]
+__all__ = ["CudaBinding", "PortPlace"]
 
-ALIGNMENT = 256
 #: Blocks of a grid along x, y and z.
 _MAX_GRID = (2**31 - 1, 65535, 65535)
 _INTEGERS = {"i32": 1 << 31, "i64": 1 << 63}
 #: Capability from which launches may overlap.
 _OVERLAPS = (9, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Where everything lies in a context's memory at one set of sizes.
-
-    ``places`` are byte offsets by slot: arena slots, then inputs and outputs of the context's own.
-    ``zeros`` are offsets of the counters, in memory of their own.
-    """
-
-    arena: Arena
-    places: Mapping[int, int]
-    nbytes: int
-    zeros: Mapping[int, int]
-    zeros_nbytes: int
-
-
-def lay_out(
-    program: Program,
-    steps: Sequence[FlatStep],
-    sizes: Mapping[str, int],
-    external: Collection[int] = (),
-) -> Layout:
-    """Plan a context's memory for the steps that run at these sizes.
-
-    Inputs and outputs in ``external`` need no place in it.
-    """
-    arena = plan_arena(arena_requests(program, steps, sizes))
-    places, end = dict(arena.offsets), arena.nbytes
-    zeros: dict[int, int] = {}
-    zeros_end = 0
-    for index, slot in enumerate(program.slots):
-        if slot.alias is not None or index in external or not is_fixed(slot):
-            continue
-        if slot.place in ("input", "output"):
-            places[index] = end
-            end += _aligned(slot_nbytes(program, index, sizes))
-        elif slot.place == "zeros":
-            zeros[index] = zeros_end
-            zeros_end += _aligned(slot_nbytes(program, index, sizes))
-    return Layout(arena, places, end, zeros, zeros_end)
-
-
-def _aligned(nbytes: int) -> int:
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT
-
-
-def named_layers(program: Program, layers: Sequence[int]) -> str:
-    """Names of layers for a message, the first and last few of many."""
-    names = [program.layers[index].name or program.layers[index].kind for index in layers]
-    names = list(dict.fromkeys(names))
-    if len(names) > 6:
-        names = [*names[:3], f"{len(names) - 6} more", *names[-3:]]
-    return ", ".join(names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +61,10 @@ class _DeviceSegment:
     @property
     def layers(self) -> list[int]:
         return list(dict.fromkeys(step.layer for step in self.steps))
+
+    def enqueue(self, stream: int) -> None:
+        for step in self.steps:
+            step.enqueue(stream)
 
 
 @dataclass(slots=True)
@@ -352,21 +303,20 @@ class CudaBinding:
             if isinstance(segment, _HostSegment):
                 self._run_host(segment, stream, values)
             elif capture_on is None or self.runs == 0:
-                for step in segment.steps:
-                    step.enqueue(stream)
+                segment.enqueue(stream)
             else:
                 if segment.graph is None:
-                    self._capture(segment, capture_on)
-                assert segment.graph is not None
+                    enqueue = partial(segment.enqueue, capture_on)
+                    segment.graph = self._captured(enqueue, capture_on, segment)
                 self.device.launch_graph(segment.graph, stream)
         self.runs += 1
 
-    def _capture(self, segment: _DeviceSegment, stream: int) -> None:
+    def _captured(self, enqueue: Callable[[], None], stream: int, segment: _DeviceSegment) -> int:
+        """A graph of what is enqueued on a stream."""
         self.device.begin_capture(stream)
         try:
-            for step in segment.steps:
-                step.enqueue(stream)
-            segment.graph = self.device.end_capture(stream)
+            enqueue()
+            return self.device.end_capture(stream)
         except BaseException as error:
             self.device.abandon_capture(stream)
             if not isinstance(error, (DeviceError, KernelError)):
@@ -390,8 +340,14 @@ class CudaBinding:
                 except DeviceError as error:
                     raise type(error)(f"{self._where(step.layer)}: {error}") from error
 
-    def profile(self, stream: int, values: dict[int, Any]) -> dict[int, int]:
-        """Run once, kernel after kernel, and return the nanoseconds of each layer."""
+    def profile(
+        self, stream: int, values: dict[int, Any], *, capture_on: int | None
+    ) -> dict[int, int]:
+        """Run once, no kernel overlapping another, and return the nanoseconds of each layer.
+
+        With ``capture_on`` the events between layers are part of graphs, so that times hold no
+        waiting for the host.
+        """
         times: dict[int, int] = {}
         for segment in self._segments:
             if isinstance(segment, _HostSegment):
@@ -401,46 +357,50 @@ class CudaBinding:
                 spent = time.perf_counter_ns() - started
                 times[segment.step.layer] = times.get(segment.step.layer, 0) + spent
             else:
-                self._profile(segment, stream, times)
+                self._profile(segment, stream, capture_on, times)
         return times
 
-    def _profile(self, segment: _DeviceSegment, stream: int, times: dict[int, int]) -> None:
+    def _profile(
+        self, segment: _DeviceSegment, stream: int, capture_on: int | None, times: dict[int, int]
+    ) -> None:
         device = self.device
-        events = [device.create_event(timed=True)]
-        layers: list[int] = []
+        groups = [
+            (layer, [self._alone(step) for step in steps])
+            for layer, steps in groupby(segment.steps, key=lambda step: step.layer)
+        ]
+        events = [device.create_event(timed=True) for _ in range(len(groups) + 1)]
+        on, record = stream, device.record
+        if capture_on is not None:
+            on, record = capture_on, device.record_in_graph
+
+        def enqueue() -> None:
+            record(events[0], on)
+            for event, (_, steps) in zip(events[1:], groups):
+                for step in steps:
+                    step(on)
+                record(event, on)
+
+        graph = None
         try:
-            device.record(events[0], stream)
-            for position, step in enumerate(segment.steps):
-                self._alone(step)(stream)
-                if position + 1 < len(segment.steps):
-                    if segment.steps[position + 1].layer == step.layer:
-                        continue
-                layers.append(step.layer)
-                events.append(device.create_event(timed=True))
-                device.record(events[-1], stream)
+            if capture_on is None:
+                enqueue()
+            else:
+                graph = self._captured(enqueue, capture_on, segment)
+                device.launch_graph(graph, stream)
             device.synchronize(stream)
-            for layer, start, end in zip(layers, events, events[1:]):
+            for (layer, _), start, end in zip(groups, events, events[1:]):
                 times[layer] = times.get(layer, 0) + device.elapsed_ns(start, end)
         finally:
+            if graph is not None:
+                device.destroy_graph(graph)
             for event in events:
                 device.destroy_event(event)
 
     def _alone(self, step: _DeviceStep) -> Enqueue:
         """The step, never overlapping with the one before it."""
-        launch = step.launch
-        if launch is None or not launch.early:
+        if step.launch is None or not step.launch.early:
             return step.enqueue
-        return self.device.prepare(
-            Launch(
-                launch.function,
-                launch.grid,
-                launch.threads,
-                launch.shared_nbytes,
-                launch.cluster,
-                early=False,
-                arguments=launch.arguments,
-            )
-        )
+        return self.device.prepare(replace(step.launch, early=False))
 
     # Host steps -------------------------------------------------------------------------------
 

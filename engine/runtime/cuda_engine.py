@@ -19,8 +19,8 @@ from engine.plan.accesses import touched_slots
 from engine.plan.device import LibraryStep
 from engine.plan.slots import is_fixed, root_of
 from engine.plan.structure import ChooseStep, HostStep, KernelStep, Program
-from engine.runtime.cuda_binding import ALIGNMENT, lay_out
 from engine.runtime.cuda_context import CudaContext
+from engine.runtime.cuda_layout import aligned, lay_out
 from engine.runtime.cuda_memory import Block
 from engine.runtime.interface import Port, ProgramInterface, every_step, host_calls
 from engine.runtime.steps import flat_steps, greatest_sizes
@@ -91,7 +91,7 @@ class CudaEngine(ProgramInterface):
         places, end = {}, 0
         for name in held:
             places[name] = end
-            end += -(-max(self.weights[name].nbytes, 1) // ALIGNMENT) * ALIGNMENT
+            end += aligned(max(self.weights[name].nbytes, 1))
         if not held:
             return {}
         self._memory.grow(
@@ -196,12 +196,13 @@ class CudaEngine(ProgramInterface):
 
 
 def _check_target(metadata: Mapping[str, Any], device: Device) -> None:
-    """Machine code runs on its own compute capability and on later minor ones."""
+    """Machine code runs on its own compute capability, before 9.0 also on later minor ones."""
     target = metadata.get("target") or {}
     if target.get("vendor") != "cuda" or "capability" not in target:
         return
     built, here = tuple(target["capability"]), device.target.capability
-    if built[0] != here[0] or here < built:
+    later = built < (9, 0) and built[0] == here[0] and built < here
+    if built != here and not later:
         raise TargetMismatchError(
             f"the plan was built for compute capability {built[0]}.{built[1]}, GPU {device.index} "
             f"({device.target.name}) has {here[0]}.{here[1]}; build the model for this GPU"

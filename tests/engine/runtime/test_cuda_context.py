@@ -86,6 +86,7 @@ def test_kernels_overlap_with_the_launch_before_them_on_devices_that_can() -> No
         context.run({"x": vector(10)})
         assert not any(launch.early for launch in device.launches[3:])
         context.programmatic = True
+        context.run({"x": vector(10)})
         before = len(device.launches)
         context.profile({"x": vector(10)})
         assert not any(launch.early for launch in device.launches[before:])
@@ -277,8 +278,11 @@ def test_a_fault_names_the_layers_and_the_context_closes() -> None:
 def test_a_profile_has_a_time_for_each_layer() -> None:
     device = EmulatedDevice()
     with engine_of(with_host_step(), device).create_context() as context:
-        times = context.profile({"x": vector(9)})
-        assert sorted(times) == [0, 1, 2] and min(times.values()) > 0
+        for capture in (True, False):
+            context.capture = capture
+            times = context.profile({"x": vector(9)})
+            assert sorted(times) == [0, 1, 2] and min(times.values()) > 0
+        assert device.held["graphs"] == 0
     assert device.held["events"] <= 4
 
 
