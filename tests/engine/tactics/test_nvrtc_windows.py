@@ -48,7 +48,7 @@ def check(
     tactic: Any,
     point: dict[str, int] | None = None,
     *,
-    most: int = 3,
+    most: int = 2,
     placed: dict[int, Placement] | None = None,
 ) -> None:
     """Some candidates, the first and the last among them, give what the node means."""
