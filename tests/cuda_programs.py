@@ -87,10 +87,11 @@ def program(
     steps: Sequence[Step],
     *,
     greatest: Dim | None = 1000,
+    functions: Sequence[DeviceFunction] = FUNCTIONS,
 ) -> Program:
     """A checked program over float32[N] tensors; a weight "w" of four floats is known."""
     found = tuple(slots)
-    count = 1 + max((step.layer for step in steps if hasattr(step, "layer")), default=0)
+    count = 1 + max(getattr(step, "layer", 1) for step in steps)
     made = Program(
         symbols=(Symbol("N", 0, (100,), greatest, ("input", "x", 0)),),
         slots=found,
@@ -100,7 +101,7 @@ def program(
         steps=tuple(steps),
         layers=tuple(Layer(f"layer {i}", "Test", (), "nvrtc.test") for i in range(count)),
         weights=(Weight("w", DType.FLOAT32, (4,), "w"),),
-        functions=FUNCTIONS,
+        functions=tuple(functions),
     )
     check_program(made)
     return made
