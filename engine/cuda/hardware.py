@@ -6,6 +6,7 @@ import ctypes
 import functools
 import re
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 from engine.cuda.device import Argument, Enqueue, Launch
@@ -234,12 +235,8 @@ class CudaDevice:
         return int(handle)
 
     def prepare(self, launch: Launch) -> Enqueue:
-        """Marshal a launch; the result keeps everything alive that the driver reads."""
+        """Marshal a launch."""
         driver = self._driver
-        function = driver.CUfunction(launch.function)
-        held = [_marshalled(argument) for argument in launch.arguments]
-        pointers = (ctypes.c_void_p * max(len(held), 1))(*(ctypes.addressof(x) for x in held))
-        address = ctypes.addressof(pointers)
         config = driver.CUlaunchConfig()
         config.gridDimX, config.gridDimY, config.gridDimZ = launch.grid
         config.blockDimX, config.blockDimY, config.blockDimZ = launch.threads, 1, 1
@@ -248,20 +245,7 @@ class CudaDevice:
         if attributes:
             config.attrs = attributes
         config.numAttrs = len(attributes)
-        enqueue = driver.cuLaunchKernelEx
-        current: list[int | None] = [None]
-        keep = (held, pointers)
-
-        def run(stream: int) -> None:
-            if current[0] != stream:
-                config.hStream = driver.CUstream(stream)
-                current[0] = stream
-            (error,) = enqueue(config, function, address, 0)
-            if error:
-                assert keep  # the parameters live as long as the launch can be repeated
-                check(error, "launch a kernel")
-
-        return run
+        return _Prepared(driver, driver.CUfunction(launch.function), config, launch.arguments)
 
     def _attributes(self, launch: Launch) -> list[Any]:
         driver, found = self._driver, []
@@ -337,6 +321,29 @@ class CudaDevice:
             if name not in self._libraries:
                 self._libraries[name] = open_library(name)
             return self._libraries[name]
+
+
+class _Prepared:
+    """A launch that was marshalled; holds everything that the driver reads by address."""
+
+    def __init__(
+        self, driver: Any, function: Any, config: Any, arguments: Sequence[Argument]
+    ) -> None:
+        self._launch, self._as_stream = driver.cuLaunchKernelEx, driver.CUstream
+        self._function, self._config = function, config
+        self._values = [_marshalled(argument) for argument in arguments]
+        count = max(len(self._values), 1)
+        self._pointers = (ctypes.c_void_p * count)(*map(ctypes.addressof, self._values))
+        self._address = ctypes.addressof(self._pointers)
+        self._stream: int | None = None
+
+    def __call__(self, stream: int) -> None:
+        if self._stream != stream:
+            self._config.hStream = self._as_stream(stream)
+            self._stream = stream
+        (error,) = self._launch(self._config, self._function, self._address, 0)
+        if error:
+            check(error, "launch a kernel")
 
 
 class _Map(ctypes.Structure):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -263,3 +264,16 @@ def test_every_function_and_name_used_exists_in_the_bindings() -> None:
         assert any(hasattr(home, member) for home in homes), member
     for name in ATTRIBUTES:
         assert hasattr(real.CUdevice_attribute, f"CU_DEVICE_ATTRIBUTE_{name}")
+
+
+def test_running_loads_no_compiler_and_no_library() -> None:
+    code = (
+        "import sys, engine.loading, engine.runtime.cuda_engine, engine.cuda.hardware\n"
+        "import cuda.bindings.driver\n"
+        "print(*{name.split('.')[0] for name in sys.modules}, *sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "cuda.bindings.driver" in loaded
+    heavy = {"triton", "torch", "cupy", "cudnn", "onnx", "cuda.bindings.nvrtc", "nvmath"}
+    assert not loaded & heavy
