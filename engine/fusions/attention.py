@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from engine.fusions.attention_mask import HIDES, hide, read_condition, read_mask, total
+from engine.fusions.attention_mask import (
+    HIDES,
+    CombinedMask,
+    combine,
+    read_condition,
+    read_mask,
+)
 from engine.fusions.fusion import Match, Refused, constant_number, fusion, only_user
 from engine.ir.graph import Graph, Node, Value
 from engine.ir.sizes import Dim, product
@@ -12,7 +18,7 @@ from engine.ir.strided import Strided, contiguous_strides, trace
 from engine.ir.types import DType
 from engine.ops.fused_attention import DTYPES, FusedAttention, HeadAccess
 
-__all__ = ["attention"]
+__all__ = ["WIDEST_HEAD", "attention", "written_by"]
 
 #: Wider heads do not fit the kernel's registers.
 WIDEST_HEAD = 256
@@ -42,18 +48,6 @@ class _Weights:
     guarded: bool
 
 
-@dataclass(slots=True)
-class _Mask:
-    """The mask's part of an attention: attributes, and the inputs that go with them."""
-
-    inputs: list[Value] = field(default_factory=list)
-    kind: str = "none"
-    access: HeadAccess = field(default_factory=lambda: HeadAccess(0, 0, 0, 0))
-    causal: bool = False
-    past: int = 0
-    position: str = "none"
-
-
 @fusion(
     "softmax(q @ k^T * scale + mask) @ v => attention(q, k, v, mask)", "Softmax", stage="attention"
 )
@@ -78,7 +72,7 @@ def attention(graph: Graph, node: Node) -> Match | Refused | None:
     query, key, value, sizes, head_size = reads
     if value.factor != 1.0:
         return Refused("the values are scaled")
-    output, out, after = _written(graph, weights.product)
+    output, out, after = written_by(graph, weights.product)
     if output.tensor.dtype not in DTYPES:
         return Refused(f"the result is {output.tensor.dtype.value}")
     mask = _mask(graph, scores, node)
@@ -272,7 +266,7 @@ def _access(read: Strided) -> HeadAccess:
     return HeadAccess(read.offset, *read.strides[:3])
 
 
-def _written(graph: Graph, second: Node) -> tuple[Value, HeadAccess, list[Node]]:
+def written_by(graph: Graph, second: Node) -> tuple[Value, HeadAccess, list[Node]]:
     """The value that the attention writes, how, and the nodes that go away with it.
 
     Heads may be merged by a transpose, and the result rounded, when nothing else reads it.
@@ -312,7 +306,7 @@ def _rounded(graph: Graph, result: Value, out: HeadAccess) -> tuple[Value, HeadA
     return (nodes[-1].outputs[0] if nodes else result), out
 
 
-def _mask(graph: Graph, scores: _Scores, softmax: Node) -> _Mask | Refused:
+def _mask(graph: Graph, scores: _Scores, softmax: Node) -> CombinedMask | Refused:
     """Masks as attributes where they can be, else as one tensor of numbers to add."""
     whole = softmax.outputs[0].tensor.dims
     target = (1,) * (4 - len(whole)) + whole
@@ -322,54 +316,4 @@ def _mask(graph: Graph, scores: _Scores, softmax: Node) -> _Mask | Refused:
         if reading.conditions or reading.position is not None:
             return Refused("the scores are replaced under a condition that is no triangle")
         readings.append(reading)
-    limits = [item for item in readings if item.causal or item.position is not None]
-    if len(limits) > 1:
-        return Refused("two masks bound the keys")
-    numbers = [value for item in readings for value in item.added]
-    for value in numbers:
-        if value.tensor.dtype not in DTYPES or value.tensor.dtype != numbers[0].tensor.dtype:
-            return Refused(f"the mask is {value.tensor.dtype.value}, expected a float")
-        problem = _cover(value, target)
-        if problem:
-            return Refused(problem)
-    for item in readings:
-        for value in item.conditions:
-            problem = _cover(value, target)
-            if problem:
-                return Refused(problem)
-    for item, source in zip(readings, scores.added):
-        if item.conditions:
-            kind = source.tensor.dtype
-            numbers.append(hide(graph, softmax, item.conditions, item.hidden, kind))
-    found = _Mask()
-    if limits:
-        found.causal, found.past = limits[0].causal, limits[0].past
-    if numbers:
-        mask = total(graph, softmax, numbers)
-        found.inputs.append(mask)
-        found.kind, found.access = _mask_access(mask)
-    if limits and limits[0].position is not None:
-        position = limits[0].position
-        found.position = "one" if position.tensor.elements == 1 else "batch"
-        found.inputs.append(position)
-    return found
-
-
-def _cover(mask: Value, target: tuple[Dim, ...]) -> str:
-    """Why a mask does not broadcast over the scores; nothing when it does."""
-    shape = mask.tensor.dims
-    full = (1,) * (4 - len(shape)) + shape
-    if len(shape) > 4 or full[3] != target[3]:
-        return f"the mask {mask.type} does not cover the keys"
-    if any(a not in (1, b) for a, b in zip(full, target)):
-        return f"the mask {mask.type} does not broadcast over the scores"
-    return ""
-
-
-def _mask_access(mask: Value) -> tuple[str, HeadAccess]:
-    """The kind of a mask and how it is read."""
-    shape = mask.tensor.dims
-    full = (1,) * (4 - len(shape)) + shape
-    strides = contiguous_strides(full)
-    steps = [0 if size == 1 else step for size, step in zip(full, strides)]
-    return "key" if full[2] == 1 else "full", HeadAccess(0, *steps[:3])
+    return combine(graph, softmax, readings, target)

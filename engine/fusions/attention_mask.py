@@ -11,15 +11,25 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from engine.fusions.fusion import constant_number
+from engine.fusions.fusion import Refused, constant_number
 from engine.fusions.uniform import constant_like, range_axis
 from engine.ir.graph import Graph, Node, Value
 from engine.ir.infer import infer_node
 from engine.ir.sizes import Dim
+from engine.ir.strided import contiguous_strides
 from engine.ir.types import Array, DType, TensorType
+from engine.ops.fused_attention import DTYPES, HeadAccess
 from engine.ops.operator import find
 
-__all__ = ["HIDES", "MaskReading", "hide", "read_condition", "read_mask", "total"]
+__all__ = [
+    "HIDES",
+    "CombinedMask",
+    "MaskReading",
+    "combine",
+    "hide",
+    "read_condition",
+    "read_mask",
+]
 
 #: A number this low hides a key: exporters write -10000, the least float16 or float32, or -inf.
 HIDES = -1e4
@@ -31,20 +41,34 @@ class MaskReading:
 
     ``causal`` lets query i see keys up to i + ``past``; with a ``position`` (a tensor of one number
     or one per sample) all queries see keys up to position + ``past``. ``added`` are values to add
-    to the scores; ``conditions`` must hold for a key to be seen, else ``hidden`` is added.
+    to the scores; ``conditions`` must hold for a key to be seen, else ``hidden`` is added, a number
+    of type ``dtype``.
     """
 
     causal: bool = False
-    past: int = 0
+    past: Dim = 0
     position: Value | None = None
     added: list[Value] = field(default_factory=list)
     conditions: list[Value] = field(default_factory=list)
     hidden: float = float("-inf")
+    dtype: DType = DType.FLOAT32
+
+
+@dataclass(slots=True)
+class CombinedMask:
+    """The masks' part of an attention: attributes, and the inputs that go with them."""
+
+    inputs: list[Value] = field(default_factory=list)
+    kind: str = "none"
+    access: HeadAccess = field(default_factory=lambda: HeadAccess(0, 0, 0, 0))
+    causal: bool = False
+    past: Dim = 0
+    position: str = "none"
 
 
 def read_mask(graph: Graph, mask: Value, scores: tuple[Dim, ...]) -> MaskReading:
     """Read numbers that are added to scores [..., queries, keys]."""
-    reading = MaskReading()
+    reading = MaskReading(dtype=mask.tensor.dtype)
     for part in _addends(mask):
         if not _read_added(graph, part, scores, reading):
             reading.added.append(_folded(graph, part))
@@ -68,6 +92,65 @@ def _folded(graph: Graph, value: Value) -> Value:
     return value if array is None else graph.constant(value.name, array)
 
 
+def combine(
+    graph: Graph, before: Node, readings: list[MaskReading], target: tuple[Dim, ...]
+) -> CombinedMask | Refused:
+    """All masks of scores [batch, heads, queries, keys] as attributes and one tensor to add.
+
+    New nodes are made before ``before`` when the rest of a mask has to be computed.
+    """
+    limits = [item for item in readings if item.causal or item.position is not None]
+    if len(limits) > 1:
+        return Refused("two masks bound the keys")
+    numbers = [value for item in readings for value in item.added]
+    kinds = {value.tensor.dtype for value in numbers}
+    kinds |= {item.dtype for item in readings if item.conditions}
+    if len(kinds) > 1 or not kinds <= set(DTYPES):
+        return Refused("the masks are not floats of one type")
+    for item in readings:
+        for value in (*item.added, *item.conditions):
+            problem = _cover(value, target)
+            if problem:
+                return Refused(problem)
+    for item in readings:
+        if item.conditions:
+            numbers.append(hide(graph, before, item.conditions, item.hidden, item.dtype))
+    found = CombinedMask()
+    if limits:
+        found.causal, found.past = limits[0].causal, limits[0].past
+    if numbers:
+        mask = numbers[0]
+        for other in numbers[1:]:
+            mask = _made(graph, before, "Add", [mask, other], mask.tensor.dtype)
+        found.inputs.append(mask)
+        found.kind, found.access = _access(mask)
+    if limits and limits[0].position is not None:
+        position = limits[0].position
+        found.position = "one" if position.tensor.elements == 1 else "batch"
+        found.inputs.append(position)
+    return found
+
+
+def _cover(mask: Value, target: tuple[Dim, ...]) -> str:
+    """Why a mask does not broadcast over the scores; nothing when it does."""
+    shape = mask.tensor.dims
+    full = (1,) * (4 - len(shape)) + shape
+    if len(shape) > 4 or full[3] != target[3]:
+        return f"the mask {mask.type} does not cover the keys"
+    if any(a not in (1, b) for a, b in zip(full, target)):
+        return f"the mask {mask.type} does not broadcast over the scores"
+    return ""
+
+
+def _access(mask: Value) -> tuple[str, HeadAccess]:
+    """The kind of a mask and how it is read."""
+    shape = mask.tensor.dims
+    full = (1,) * (4 - len(shape)) + shape
+    strides = contiguous_strides(full)
+    steps = [0 if size == 1 else step for size, step in zip(full, strides)]
+    return "key" if full[2] == 1 else "full", HeadAccess(0, *steps[:3])
+
+
 def hide(graph: Graph, before: Node, conditions: list[Value], hidden: float, dtype: DType) -> Value:
     """The numbers to add, 0 where all conditions hold; made by new nodes, shared if there are any.
 
@@ -87,14 +170,6 @@ def hide(graph: Graph, before: Node, conditions: list[Value], hidden: float, dty
                         return user.outputs[0]
     constants = [graph.constant("seen", zero), graph.constant("hidden", low)]
     return _made(graph, before, "Where", [joined, *constants], dtype)
-
-
-def total(graph: Graph, before: Node, values: list[Value]) -> Value:
-    """The sum of values to be added, made by new nodes before their reader."""
-    found = values[0]
-    for other in values[1:]:
-        found = _made(graph, before, "Add", [found, other], found.tensor.dtype)
-    return found
 
 
 def _least(dtype: DType) -> float:
