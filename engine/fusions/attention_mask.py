@@ -2,7 +2,9 @@
 
 Masks come as sums of numbers and as choices between 0 and a very low number by conditions joined
 with "and". Conditions that always hold fall away; a triangle and a comparison with a position
-become attributes, so that only what is left is read as a mask.
+become attributes, so that only what is left is read as a mask. A key that a triangle or a position
+hides gets no weight at all; in the model its number may be finite, which differs only for a query
+that sees no key (there float16 models give the mean of all values).
 """
 
 from __future__ import annotations

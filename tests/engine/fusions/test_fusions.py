@@ -16,11 +16,13 @@ from engine.fusions import (
     attention,
     attention_operator,
     batch_norm,
+    cache_update,
     channel_shuffle,
     conv_batch_norm,
     conv_one_axis,
     conv_transpose,
     epilogue,
+    gather_rows,
     gemm,
     merge_projections,
     pad_conv,
@@ -33,8 +35,8 @@ from engine.passes import PIPELINE, canonicalise, run_pipeline
 from tests.engine.small_models import assert_close, check, graph_of, model, random_feeds
 
 MODULES = [
-    *(attention, attention_operator, batch_norm, channel_shuffle, conv_batch_norm),
-    *(conv_one_axis, conv_transpose, epilogue, gemm, merge_projections, pad_conv),
+    *(attention, attention_operator, batch_norm, cache_update, channel_shuffle, conv_batch_norm),
+    *(conv_one_axis, conv_transpose, epilogue, gather_rows, gemm, merge_projections, pad_conv),
 ]
 STAGES = ("attention", "projections", "canonical", "layout")
 RNG = np.random.default_rng(11)
@@ -51,6 +53,7 @@ class Sample:
     body: str
     fires: int = 1
     weights: dict[str, Any] = field(default_factory=dict)
+    opset: int = 23
 
 
 HEADS = "int64[4] split = {0, 0, 2, 4}, int64[3] join = {0, 0, 8}, float scale = {2}"
@@ -74,6 +77,32 @@ PROJECTIONS = {"wq": weight(8, 8), "wk": weight(8, 8), "wv": weight(8, 8)}
 CONV = {"w": weight(6, 3, 3, 3), "b": weight(6)}
 NORM = {"g": weight(6), "m": weight(6), "v": np.abs(weight(6)) + 1}
 MASKED = "float[B, L, 8] x, float[B, 1, 1, L] mask"
+
+#: A mask of samples, taken by two indices of which the first is the place in the batch.
+PAIRS = """(bool[B, 5] x) => (bool[] y) <int64 zero = {0}, int64 one = {1}, int64[1] first = {0},
+    int64[1] next = {1}, int64[1] end = {4}, int64[3] apart = {1, 2, 3},
+    int64[1, 1, 1, 5] columns = {0, 1, 2, 3, 4}> {
+        s = Shape (x) n = Gather (s, zero) r = Range (zero, n, one) b = Unsqueeze (r, apart)
+        c = Max (b, columns) both = Shape (c) i = Expand (b, both) j = Expand (columns, both)
+        p = Unsqueeze (i, end) q = Unsqueeze (j, end) at = Concat <axis = -1> (p, q)
+        g = GatherND (x, at) y = Not (g) }"""
+FLAT = """(bool[B, 5] x) => (bool[] y) <int64 zero = {0}, int64 one = {1}, int64[1] width = {5},
+    int64[1] whole = {-1}, int64[2] apart = {1, 2}, int64[1, 1, 5] columns = {0, 1, 2, 3, 4}> {
+        s = Shape (x) n = Gather (s, zero) r = Range (zero, n, one) b = Unsqueeze (r, apart)
+        f = Reshape (x, whole) m = Mul (b, width) at = Add (columns, m)
+        g = Gather (f, at) y = Not (g) }"""
+#: A step of decoding: one new row of keys and values, and a query that sees up to it.
+DECODING = """(float[B, 24] x, float[B, 2, 6, 4] k, float[B, 2, 6, 4] v, int64[B] at)
+    => (float[] y, float[] kn, float[] vn) <int64[3] apart = {1, 2, 3},
+    int64[4] shape = {0, 2, 1, 4}, float low = {-65504}, float nothing = {0}, float scale = {0.5}> {
+        q0, k0, v0 = Split <axis = 1, num_outputs = 3> (x)
+        q = Reshape (q0, shape) k1 = Reshape (k0, shape) v1 = Reshape (v0, shape)
+        kn = TensorScatter (k, k1, at) vn = TensorScatter (v, v1, at)
+        t = Transpose <perm = [0, 1, 3, 2]> (kn) s0 = MatMul (q, t) s = Mul (s0, scale)
+        i = Unsqueeze (at, apart) c = LessOrEqual (index, i)
+        m = Where (c, nothing, low) d = Add (s, m)
+        p0 = Softmax <axis = -1> (d) bad = IsNaN (p0) p = Where (bad, nothing, p0)
+        o = MatMul (p, vn) y = Relu (o) }"""
 
 SAMPLES: dict[str, list[Sample]] = {
     "softmax(q @ k^T * scale + mask) @ v => attention(q, k, v, mask)": [
@@ -123,6 +152,55 @@ SAMPLES: dict[str, list[Sample]] = {
             """(float[B, 2, L, 4] q, float[B, 2, M, 4] k, float[B, 2, K, 4] v) => (float[] y)
             { y = Attention (q, k, v) }""",
             0,
+        ),
+    ],
+    "GatherND(x, (range(batch), range(n))) => view(x)": [Sample(PAIRS)],
+    "Gather(flat x, range(batch) * n + range(n)) => view(x)": [Sample(FLAT)],
+    "transpose(ScatterND(transpose(cache), place, new)) => cache_update": [
+        Sample(
+            """(float[B, 2, 6, 4] k, float[1, B, 2, 4] new, int64[1, 1] place) => (float[] y) {
+            t = Transpose <perm = [2, 0, 1, 3]> (k) s = ScatterND (t, place, new)
+            y = Transpose <perm = [1, 2, 0, 3]> (s) }"""
+        ),
+        Sample(
+            """(float[6, B, 2, 4] k, float[1, B, 2, 4] new, int64[1, 1] place) => (float[] y) {
+            y = ScatterND (k, place, new) }"""
+        ),
+        Sample(
+            """(float[6, B, 2, 4] k, float[1, B, 2, 4] new, int64[1, 1] place) => (float[] y) {
+            y = ScatterND <reduction = "add"> (k, place, new) }""",
+            0,
+        ),
+    ],
+    "ScatterElements(cache, expand(place), new) => cache_update": [
+        Sample(
+            """(float[B, 6, 2, 4] k, float[B, 1, 2, 4] new, int64[B, 1, 1, 1] place)
+            => (float[] y) { size = Shape (new) at = Expand (place, size)
+            y = ScatterElements <axis = 1> (k, at, new) }"""
+        ),
+        Sample(
+            """(float[B, 6, 2, 4] k, float[B, 1, 2, 4] new, int64[B, 1, 2, 4] at) => (float[] y) {
+            y = ScatterElements <axis = 1> (k, at, new) }""",
+            0,
+        ),
+    ],
+    "TensorScatter(cache, new, place) => cache_update": [
+        Sample(
+            """(float[B, 2, 6, 4] k, float[B, 2, 3, 4] new, int64[B] place) => (float[] y) {
+            y = TensorScatter (k, new, place) }""",
+            opset=24,
+        ),
+    ],
+    "attention(q, cache_update(k), cache_update(v)) => cached_attention": [
+        Sample(DECODING, 1, {"index": np.arange(6).reshape(1, 1, 1, 6)}, opset=24),
+        Sample(DECODING.replace("float[] kn, ", ""), 1, {"index": np.arange(6)}, opset=24),
+        Sample(
+            DECODING.replace("float[] kn, ", "float[] z, ").replace(
+                "o = MatMul", "z = Neg (kn) o = MatMul"
+            ),
+            0,
+            {"index": np.arange(6)},
+            opset=24,
         ),
     ],
     "q, k, v = x @ wq, x @ wk, x @ wv => qkv = x @ w": [
@@ -269,7 +347,7 @@ def test_every_rule_lives_in_a_module_that_is_named_here() -> None:
 @pytest.mark.parametrize(("rule", "index"), CASES)
 def test_a_rule_fires_as_often_as_it_should_and_keeps_the_meaning(rule: str, index: int) -> None:
     item = SAMPLES[rule][index]
-    graph = read(model(item.body, opset=23, weights=item.weights))
+    graph = read(model(item.body, opset=item.opset, weights=item.weights))
     samples = [
         random_feeds(graph, seed=seed, **sizes)
         for seed, sizes in ((0, {}), (7, {"N": 1, "B": 1, "L": 5, "M": 3, "H": 2, "K": 3}))
@@ -289,7 +367,7 @@ def test_a_rule_fires_as_often_as_it_should_and_keeps_the_meaning(rule: str, ind
 @pytest.mark.parametrize(("rule", "index"), CASES)
 def test_an_engine_with_the_fusion_is_right(rule: str, index: int) -> None:
     item = SAMPLES[rule][index]
-    check(item.body, opset=23, weights=item.weights)
+    check(item.body, opset=item.opset, weights=item.weights)
 
 
 @pytest.mark.parametrize(
