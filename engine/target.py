@@ -152,10 +152,10 @@ def check_target(wanted: Mapping[str, Any]) -> None:
 
 
 def _check_cuda(wanted: CudaTarget) -> None:
-    """Machine code runs on its own compute capability and on later minor ones, Hopper's on 9.0."""
+    """Up to 8.9 machine code also runs on later minor capabilities, from 9.0 on its own alone."""
     here = _probed(0)
-    same_major = here.capability[0] == wanted.capability[0]
-    if not same_major or here.capability < wanted.capability:
+    older = here.capability[0] == wanted.capability[0] < 9
+    if here.capability < wanted.capability or not (older or here.capability == wanted.capability):
         raise TargetMismatchError(
             f"the plan was built for {wanted.architecture} ({wanted.name}), the GPU here is "
             f"{here.architecture} ({here.name}); build the model for this GPU"

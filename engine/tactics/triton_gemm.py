@@ -220,9 +220,8 @@ def emit_product(
     can = _in_boxes(replace(asked, transposed=transposed), places["a"].nbytes, 1, target)
     boxed = {name for name in ("a", "b", "y") if places[name].boxable and {"a", "b"} <= can}
     if not {"a", "b"} <= boxed:
-        tile = replace(tile, style="pointers", halves=False, programs=0, specialised=False)
-    if tile.specialised or "y" not in boxed:
-        boxed -= {"y"}
+        tile = replace(tile, style="pointers", halves=False, programs=0)
+    if "y" not in boxed:
         tile = replace(tile, halves=False)
     extras = _extras(node, asked, places, tile)
     gemm = Gemm(
@@ -315,7 +314,7 @@ def _extras(
     node: Node, asked: Product, places: Mapping[str, _Place], tile: Tile
 ) -> tuple[Extra, ...]:
     """The operands of the epilogue; full ones come by tensor maps where the tile does."""
-    boxes = tile.style != "pointers" and not tile.specialised
+    boxes = tile.style != "pointers"
     extras = []
     for place, (kind, value) in enumerate(zip(asked.kinds, node.inputs[2:]), 1):
         assert value is not None

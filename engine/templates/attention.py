@@ -157,6 +157,8 @@ def _lines(form: AttentionForm, tile: AttentionTile, sizes: Mapping[str, Dim]) -
     if tile.single:
         # All keys at once: their values are asked for before the softmax needs the scores.
         return [*lines, "start = 0", *_step(form, edge=True, single=True), *_store(form)]
+    # Of a last block that lies within the keys everything may be read.
+    inside = form.position == "none" and isinstance(keys, int) and keys % tile.keys == 0
     whole = form.limited or not isinstance(keys, int) or keys >= tile.keys
     ragged = form.limited or not isinstance(keys, int) or bool(keys % tile.keys)
     if whole:
@@ -166,8 +168,8 @@ def _lines(form: AttentionForm, tile: AttentionTile, sizes: Mapping[str, Dim]) -
         ]
     if ragged:
         lines += [
-            "for start in tl.range(full, last, BN):",
-            *(f"    {line}" for line in _step(form, edge=True)),
+            "for start in tl.range(full, last, BN, num_stages=1):",
+            *(f"    {line}" for line in _step(form, edge=True, inside=inside)),
         ]
     return [*lines, *_store(form)]
 
@@ -188,10 +190,11 @@ def _places(form: AttentionForm, sizes: Mapping[str, Dim]) -> list[str]:
         "shared = head // GROUP",
         "q_at = q + batch * q_batch + head * q_head"
         " + rows.to(tl.int64)[:, None] * q_row + elements[None, :]",
-        "k_at = k + batch * k_batch + shared * k_head"
-        " + lanes.to(tl.int64)[:, None] * k_row + elements[None, :]",
-        "v_at = v + batch * v_batch + shared * v_head"
-        " + lanes.to(tl.int64)[:, None] * v_row + elements[None, :]",
+        # A step moves one address of each tensor; within it offsets stay as they are.
+        "k_from = k + batch * k_batch + shared * k_head",
+        "v_from = v + batch * v_batch + shared * v_head",
+        f"k_at = {_narrow('lanes', sizes['k_row'])}[:, None] * k_row + elements[None, :]",
+        f"v_at = {_narrow('lanes', sizes['v_row'])}[:, None] * v_row + elements[None, :]",
     ]  # fmt: skip
     if form.mask == "key":
         lines.append("m_at = mask + batch * m_batch + head * m_head + lanes[None, :]")
@@ -227,18 +230,23 @@ def _places(form: AttentionForm, sizes: Mapping[str, Dim]) -> list[str]:
     return [*lines, f"queried = tl.load(q_at, mask={seen}, other=0.0)"]
 
 
-def _step(form: AttentionForm, *, edge: bool, single: bool = False) -> list[str]:
-    """Scores of one block of keys, and their share of the result."""
+def _step(
+    form: AttentionForm, *, edge: bool, single: bool = False, inside: bool = False
+) -> list[str]:
+    """Scores of one block of keys, and their share of the result.
+
+    At an ``edge`` some keys do not count; ``inside`` says that they can be read all the same.
+    """
     narrow = form.width != form.head_size
-    conditions = ["(start + lanes < last)[:, None]"] if edge else []
+    conditions = ["(start + lanes < last)[:, None]"] if edge and not inside else []
     conditions += ["(elements < HEAD)[None, :]"] if narrow else []
     guard = f", mask={' & '.join(conditions)}, other=0.0" if conditions else ""
-    precision = ', input_precision="ieee"' if form.dtype is DType.FLOAT32 else ""
-    lines = [f"key = tl.load(k_at{guard})"]
+    precision = ', input_precision="tf32x3"' if form.dtype is DType.FLOAT32 else ""
+    lines = [f"key = tl.load(k_from + k_at{guard})"]
     if single:
-        lines.append(f"value = tl.load(v_at{guard})")
+        lines.append(f"value = tl.load(v_from + v_at{guard})")
     if form.mask != "none":
-        shown = ["(start + lanes < last)[None, :]"] if edge else []
+        shown = ["(start + lanes < last)[None, :]"] if edge and not inside else []
         shown += ["(rows < queries)[:, None]"] if form.mask == "full" else []
         when = f", mask={' & '.join(shown)}, other=0.0" if shown else ""
         lines.append(f"added = tl.load(m_at{when}).to(tl.float32)")
@@ -270,15 +278,20 @@ def _step(form: AttentionForm, *, edge: bool, single: bool = False) -> list[str]
         f"shrink = tl.exp2(top - {shift})",
         "total = total * shrink + tl.sum(scores, 1)",
         "acc = acc * shrink[:, None]",
-        f"value = tl.load(v_at{guard})",
+        f"value = tl.load(v_from + v_at{guard})",
         f"acc = tl.dot(scores.to(value.dtype), value, acc{precision})",
         "top = higher",
-        "k_at += BN * k_row",
-        "v_at += BN * v_row",
+        "k_from += BN * k_row",
+        "v_from += BN * v_row",
     ]
     if form.mask != "none":
         lines.append("m_at += BN")
     return lines
+
+
+def _narrow(places: str, row: Dim) -> str:
+    """Places within a block as they are multiplied by a stride: 32 bits where that is enough."""
+    return places if isinstance(row, int) and row < 1 << 23 else f"{places}.to(tl.int64)"
 
 
 def _store(form: AttentionForm) -> list[str]:

@@ -32,9 +32,9 @@ class Tile:
     ``style`` is "pointers", "boxes" or "persistent"; ``rows``, ``columns`` and ``depth`` are the
     sizes of a block's tile, ``split`` the ranges of K, ``group`` the tile rows that neighbours in
     time share, ``swapped`` computes the transposed tile (few rows), ``halves`` stores a tile in
-    two parts, ``programs`` the blocks of a persistent kernel, ``specialised`` gives its loads to
-    warps of their own (it then stores through addresses, since the compiler cuts tiles in two),
-    ``ahead`` brings a constant B into L2 while the kernels before still run.
+    two parts, ``programs`` the blocks of a persistent kernel, ``ahead`` brings a constant B into
+    L2 while the kernels before still run. Triton's warp specialisation is left out: on Hopper its
+    kernels hung (docs/performance.md).
     """
 
     style: str
@@ -48,7 +48,6 @@ class Tile:
     swapped: bool = False
     halves: bool = False
     programs: int = 0
-    specialised: bool = False
     ahead: bool = False
 
     def to_json(self) -> dict[str, object]:
@@ -59,7 +58,7 @@ class Tile:
             "warps": self.warps,
             "stages": self.stages,
         }
-        for name in ("split", "group", "swapped", "halves", "programs", "specialised", "ahead"):
+        for name in ("split", "group", "swapped", "halves", "programs", "ahead"):
             value, usual = getattr(self, name), Tile.__dataclass_fields__[name].default
             if value != usual:
                 found[name] = value
@@ -178,8 +177,6 @@ class _Writer:
             raise ValueError("a split product has one matrix and is not persistent")
         if tile.halves and "y" not in self.boxes:
             raise ValueError("a tile is stored in halves only through a tensor map")
-        if tile.specialised and (tile.style != "persistent" or "y" in self.boxes):
-            raise ValueError("warps are specialised in persistent kernels that store by address")
         self.ragged_n = not self._divides(gemm.n, tile.columns)
         self.ragged_k = not self._divides(gemm.k, tile.depth)
         if tile.ahead and not ("b" in gemm.fixed and gemm.transposed and gemm.early):
@@ -226,11 +223,10 @@ class _Writer:
         """The module."""
         body = ["tiles_m = tl.cdiv(M, BM)", "tiles_n = tl.cdiv(N, BN)"]
         if self.tile.style == "persistent":
-            loop = "warp_specialize=True" if self.tile.specialised else "flatten=True"
             body += [
                 *self._wait(),
                 "tiles = tiles_m * tiles_n",
-                f"for tile in tl.range(tl.program_id(0), tiles, PROGRAMS, {loop}):",
+                "for tile in tl.range(tl.program_id(0), tiles, PROGRAMS, flatten=True):",
                 *_indented([*_PLACED, *self._sums(), *self._finish()]),
             ]
         else:

@@ -56,8 +56,6 @@ def shared_nbytes(problem: Problem, tile: Tile) -> int:
     if tile.style != "persistent":
         return max(stages, result * (1 + problem.fulls)) + 256
     staged = result * (1 + problem.fulls) if problem.box_store else result
-    if tile.specialised:
-        staged = 0
     return stages + max(staged, 1 << 15) + 1024
 
 
@@ -169,13 +167,6 @@ def _styles(problem: Problem, target: CudaTarget, tile: Tile) -> Iterator[Tile]:
         yield Tile(
             "persistent", rows, columns, depth, warps, stages, halves=True, programs=programs
         )
-    narrow = problem.fulls == 0 or rows * columns <= 128 * 128  # else the consumers spill
-    # Two groups of consumers, each with half of the rows; for later devices the compiler refuses.
-    hopper = target.capability[0] == 9
-    if hopper and narrow and (rows, depth, warps) == (128, 64, 8):
-        yield Tile(
-            "persistent", rows, columns, depth, 4, stages, programs=programs, specialised=True
-        )
 
 
 def _splits(
@@ -236,7 +227,7 @@ def predicted_ns(problem: Problem, tile: Tile, target: CudaTarget) -> float:
 
 def _resident(problem: Problem, tile: Tile, target: CudaTarget) -> int:
     """Blocks that share a multiprocessor."""
-    threads = tile.warps * 32 * (3 if tile.specialised else 1)
+    threads = tile.warps * 32
     registers = min(255, 40 + tile.rows * tile.columns // (tile.warps * 32) * 5 // 4)
     if tile.style == "persistent":
         return 1

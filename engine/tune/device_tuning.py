@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
-from engine.cuda.compile import compile_kernels, compiler_versions
+from engine.cuda.compile import compile_kernels, compiler_versions, stop_compilers
 from engine.errors import EngineError
 from engine.ir.graph import Graph, Value
 from engine.ir.types import Array, DType, TensorType
@@ -51,31 +52,36 @@ class DeviceTuner:
         self.target = target
         self.process = MeasuringProcess(index, factory=factory)
         self._compile = functools.partial(compile_kernels, capability=target.capability)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="enginefarm-tuner")
+        self._jobs: dict[str, Future[None]] = {}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
         self.process.close()
+        stop_compilers()
 
-    def compile(
-        self, tasks: Sequence[Task], report: Callable[[int, int], None] | None = None
-    ) -> None:
-        """Compile the kernels of all candidates at once; ``report`` hears (done, all).
+    def compile(self, tasks: Sequence[Task]) -> None:
+        """Start compiling the kernels of all candidates, task by task; measuring follows behind.
 
         What a compiler refuses is left to the measurement of its candidate, which keeps the reason.
         """
-        kernels = {}
         for task in tasks:
-            graph, offered = self._isolated(task)
-            for candidate in [*offered, *self._plain(graph)]:
-                builder = ProgramBuilder(graph)
-                try:
-                    candidate.emit(builder, graph.nodes[0], builder.layer(graph.nodes[0], "", {}))
-                except (EngineError, ValueError):
-                    continue
-                kernels.update({kernel.digest: kernel for kernel in builder.device_kernels})
-        compile_kernels(list(kernels.values()), self.target.capability, report=report)
+            self._jobs[task.signature] = self._pool.submit(self._compile_task, task)
+
+    def _compile_task(self, task: Task) -> None:
+        kernels = {}
+        graph, offered = self._isolated(task)
+        for candidate in [*offered, *self._plain(graph)]:
+            builder = ProgramBuilder(graph)
+            try:
+                candidate.emit(builder, graph.nodes[0], builder.layer(graph.nodes[0], "", {}))
+            except (EngineError, ValueError, KeyError):
+                continue
+            kernels.update({kernel.digest: kernel for kernel in builder.device_kernels})
+        self._compile(list(kernels.values()))
 
     def _isolated(self, task: Task) -> tuple[Graph, list[Candidate]]:
         """The layer on its own, and its candidates offered anew for the sizes of the point."""
@@ -92,6 +98,9 @@ class DeviceTuner:
 
     def measure(self, task: Task) -> list[TimingRecord]:
         """Timing records of all candidates of one layer."""
+        job = self._jobs.pop(task.signature, None)
+        if job is not None:
+            job.result()
         graph, offered = self._isolated(task)
         outcomes: dict[int, Outcome] = {}
         entrants: dict[int, Entrant] = {}

@@ -27,7 +27,7 @@ __all__ = ["DEFAULT_FACTORY", "MeasuringProcess", "receive", "send"]
 DEFAULT_FACTORY = "engine.tune.device_measuring:open_measurer"
 #: Seconds in which the child must say something: while it starts and computes what is expected,
 #: and while it checks or times one entrant.
-PATIENCE = {"reference": 300.0, "entrant": 30.0}
+PATIENCE = {"reference": 300.0, "entrant": 10.0}
 
 
 def send(stream: IO[bytes], message: Any) -> None:

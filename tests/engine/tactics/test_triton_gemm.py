@@ -137,7 +137,6 @@ STYLES = [
     Tile("pointers", 16, 32, 32, 4, 3, split=2, swapped=True, ahead=True),
     Tile("persistent", 64, 32, 32, 4, 3, programs=2),
     Tile("persistent", 64, 32, 32, 4, 3, programs=3, halves=True, group=1),
-    Tile("persistent", 64, 32, 32, 4, 3, programs=2, specialised=True),
 ]
 
 
@@ -341,7 +340,6 @@ def test_styles_that_ranking_puts_later_compile_too() -> None:
     graph = layer(FusedMatMul(True, *GELU), feeds, (1, 2), None)
     for tile in [
         Tile("persistent", 128, 256, 64, 8, 3, programs=132, halves=True),
-        Tile("persistent", 128, 128, 64, 4, 3, programs=132, specialised=True),
         Tile("pointers", 16, 64, 128, 4, 4, swapped=True),
         Tile("boxes", 64, 64, 128, 4, 3, split=2, ahead=True),
     ]:
@@ -350,7 +348,7 @@ def test_styles_that_ranking_puts_later_compile_too() -> None:
         found = compile_triton(builder.device_kernels[0], (9, 0))
         assert isinstance(found, Compiled), (tile, found)
         assert found.spilled_nbytes == 0, tile
-        assert found.threads == (384 if tile.specialised else 32 * tile.warps)
+        assert found.threads == 32 * tile.warps
 
 
 @pytest.mark.parametrize("dtype", [DType.BFLOAT16, DType.FLOAT32])
@@ -373,7 +371,7 @@ def distinct(found: Sequence[Candidate]) -> list[Candidate]:
     chosen: dict[tuple[Any, ...], Candidate] = {}
     for candidate in found:
         choice = candidate.choice
-        traits = ("style", "split", "swapped", "halves", "specialised", "ahead")
+        traits = ("style", "split", "swapped", "halves", "ahead")
         chosen.setdefault(tuple(choice.get(trait) for trait in traits), candidate)
     return list(chosen.values())
 
