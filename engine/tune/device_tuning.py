@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
@@ -63,13 +63,19 @@ class DeviceTuner:
         self.process.close()
         stop_compilers()
 
-    def compile(self, tasks: Sequence[Task]) -> None:
+    def compile(
+        self, tasks: Sequence[Task], report: Callable[[int, int], None] | None = None
+    ) -> None:
         """Start compiling the kernels of all candidates, task by task; measuring follows behind.
 
+        ``report`` hears, from another thread, how many tasks are compiled and how many there are.
         What a compiler refuses is left to the measurement of its candidate, which keeps the reason.
         """
-        for task in tasks:
-            self._jobs[task.signature] = self._pool.submit(self._compile_task, task)
+        for done, task in enumerate(tasks, 1):
+            job = self._pool.submit(self._compile_task, task)
+            self._jobs[task.signature] = job
+            if report is not None:
+                self._pool.submit(report, done, len(tasks))
 
     def _compile_task(self, task: Task) -> None:
         kernels = {}
