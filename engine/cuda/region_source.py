@@ -70,11 +70,11 @@ class Printer:
 
     def _varying(self, node: Expression) -> bool:
         """Whether a value changes along the last axis of the space."""
-        place, axis = int(node.value or 0), len(self.region.space) - 1
+        axis = len(self.region.space) - 1
         if node.function == "load":
-            return self.load_varies(place, axis)
+            return self.load_varies(int(node.value or 0), axis)
         if node.function == "index":
-            return place == axis
+            return int(node.value or 0) == axis
         return node.function not in REDUCTIONS and any(self.varies[i] for i in node.operands)
 
     def put(self, *texts: str) -> None:
