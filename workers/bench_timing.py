@@ -7,14 +7,24 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from engine.runtime.engine import Engine
 
-__all__ = ["Length", "Summary", "take_turns", "time_contexts"]
+__all__ = [
+    "Length",
+    "Span",
+    "Summary",
+    "run_for",
+    "summary_of",
+    "take_turns",
+    "time_contexts",
+    "together",
+]
 
 Call = Callable[[], object]
+T = TypeVar("T")
 
 #: Seconds in which the threads of the one before stop to spin.
 REST = 0.05
@@ -27,6 +37,15 @@ class Length:
     iterations: int | None = None
     seconds: float = 3.0
     warmup: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What one thread measured: times in seconds, and when it began and ended."""
+
+    times: Sequence[float]
+    began: float
+    ended: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,56 +83,67 @@ def quantile(ordered: Sequence[float], share: float) -> float:
     return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
 
-def _run_for(call: Call, length: Length) -> list[float]:
+def run_for(call: Call, length: Length) -> Span:
     """Latencies of runs one after the other; at least one."""
     times: list[float] = []
-    ends = time.perf_counter() + length.seconds
+    start = time.perf_counter()
     while True:
         began = time.perf_counter()
         call()
         ended = time.perf_counter()
         times.append(ended - began)
-        if len(times) >= length.iterations if length.iterations is not None else ended >= ends:
-            return times
+        late = ended >= start + length.seconds
+        if len(times) >= length.iterations if length.iterations is not None else late:
+            return Span(times, start, ended)
+
+
+def together(count: int, work: Callable[[Call], T]) -> list[T]:
+    """Do the same work in so many threads; what it is given waits until all have called it.
+
+    Raises what the first failing thread raised, after all have ended.
+    """
+    found: list[T] = []
+    failures: list[BaseException] = []
+    barrier = threading.Barrier(count)
+
+    def run() -> None:
+        try:
+            found.append(work(barrier.wait))
+        except threading.BrokenBarrierError:
+            pass
+        except BaseException as error:
+            failures.append(error)
+            barrier.abort()
+
+    threads = [threading.Thread(target=run, daemon=True) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    return found
+
+
+def summary_of(spans: Sequence[Span]) -> Summary:
+    """The summary of what several threads measured at the same time."""
+    wall = max(span.ended for span in spans) - min(span.began for span in spans)
+    return Summary.of([item for span in spans for item in span.times], wall)
 
 
 def time_contexts(
     engine: Engine, feeds: Mapping[str, Any], length: Length, contexts: int
 ) -> Summary:
     """Latencies of an engine in so many contexts at once, each in a thread of its own."""
-    collected: list[list[float]] = []
-    failures: list[BaseException] = []
-    ready = threading.Barrier(contexts + 1)
 
-    def work() -> None:
-        try:
-            with engine.create_context() as context:
-                for _ in range(length.warmup):
-                    context.run(feeds)
-                ready.wait()
-                collected.append(_run_for(lambda: context.run(feeds), length))
-        except threading.BrokenBarrierError:
-            pass
-        except BaseException as error:
-            failures.append(error)
-            ready.abort()
+    def work(ready: Call) -> Span:
+        with engine.create_context() as context:
+            for _ in range(length.warmup):
+                context.run(feeds)
+            ready()
+            return run_for(lambda: context.run(feeds), length)
 
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(contexts)]
-    for thread in threads:
-        thread.start()
-    try:
-        ready.wait()
-    except threading.BrokenBarrierError:
-        for thread in threads:
-            thread.join()
-        raise failures[0] from None
-    began = time.perf_counter()
-    for thread in threads:
-        thread.join()
-    wall = time.perf_counter() - began
-    if failures:
-        raise failures[0]
-    return Summary.of([item for times in collected for item in times], wall)
+    return summary_of(together(contexts, work))
 
 
 def take_turns(calls: Sequence[Call], rounds: int, length: Length) -> list[list[float]]:
@@ -136,5 +166,5 @@ def take_turns(calls: Sequence[Call], rounds: int, length: Length) -> list[list[
             place = (index + turn) % len(calls)
             time.sleep(REST)
             calls[place]()  # brings its weights back into the caches
-            medians[place].append(statistics.median(_run_for(calls[place], share)))
+            medians[place].append(statistics.median(run_for(calls[place], share).times))
     return medians

@@ -1,7 +1,7 @@
 """Load an engine in a fresh process and compare it with its model.
 
-`python -m workers.check_engine PLAN MODEL` prints one JSON object: the comparison, or the error
-and the exit code of its class.
+`python -m workers.check_engine PLAN MODEL TARGET` prints one JSON object: the comparison, or the
+error and the exit code of its class.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from workers.exit_codes import ExitCode, exit_code_of
 from workers.failures import InfrastructureError, ModelFailedError, sentence_of
 
 
-def check_in_fresh_process(plan: Path, model: Path) -> Json:
+def check_in_fresh_process(plan: Path, model: Path, target: str) -> Json:
     """Run this module on an engine and return what it found; raises what it raised, by class."""
     root = str(Path(__file__).resolve().parent.parent)
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     # -P keeps the user's folder, which may hold an `engine` of its own, out of the module path.
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "workers.check_engine", str(plan), str(model)],
+        [sys.executable, "-P", "-m", "workers.check_engine", str(plan), str(model), target],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         check=False,
@@ -47,9 +47,9 @@ def check_in_fresh_process(plan: Path, model: Path) -> Json:
 
 def main(arguments: list[str]) -> int:
     """Check one engine and print the result as JSON."""
-    plan, model = map(Path, arguments)
+    plan, model, target = arguments
     try:
-        found = load_compiler().verify(plan, model)
+        found = load_compiler().verify(Path(plan), Path(model), target)
     except Exception as error:
         code = exit_code_of(error)
         message = f"{type(error).__name__}: {sentence_of(error)}"

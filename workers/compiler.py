@@ -66,8 +66,11 @@ class Compiler(Protocol):
     def assemble(self, prepared: Path, records: Sequence[Json], output: Path) -> Json:
         """Choose by the records, plan and write the engine file; returns its report."""
 
-    def verify(self, plan: Path, model: Path) -> Json:
-        """Load an engine in this process and compare it with its model's meaning."""
+    def verify(self, plan: Path, model: Path, target: str) -> Json:
+        """Load an engine in this process, on the device that the target names, and compare it.
+
+        It is compared with its model's meaning.
+        """
 
 
 def load_compiler() -> Compiler:

@@ -54,9 +54,9 @@ class EngineCompiler:
         report: Json = dict(_jobs().assemble(prepared, list(records), output))
         return report
 
-    def verify(self, plan: Path, model: Path) -> Json:
+    def verify(self, plan: Path, model: Path, target: str) -> Json:
         """Load the engine here and compare it with the operators' meaning."""
-        found: Json = dict(_jobs().verify(plan, model))
+        found: Json = dict(_jobs().verify(plan, model, target))
         return found
 
 

@@ -63,6 +63,7 @@ CODES_BY_CLASS: dict[str, ExitCode] = {
     "engine.errors.TargetMismatchError": ExitCode.NOT_FOUND,
     "engine.errors.PlanError": ExitCode.INTEGRITY,
     "engine.errors.KernelError": ExitCode.INFRASTRUCTURE,
+    "engine.errors.DeviceError": ExitCode.INFRASTRUCTURE,
     "engine.errors.MissingExtraError": ExitCode.CONFLICT,
     "workers.failures.ModelFailedError": ExitCode.MODEL,
     "workers.failures.InfrastructureError": ExitCode.INFRASTRUCTURE,

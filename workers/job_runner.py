@@ -149,7 +149,8 @@ class JobRunner:
             report = self._compiler.assemble(prepared, assignment.known, output)
             heartbeat.check()
             self._on_event("progress", {"checking": True})
-            report["check"] = check_in_fresh_process(output, self._checked_model(assignment))
+            model, target = self._checked_model(assignment), assignment.spec["options"]["target"]
+            report["check"] = check_in_fresh_process(output, model, target)
             heartbeat.check()
             blob = put_file(self._blobs, output)
         finally:

@@ -16,11 +16,14 @@ from workers.home import Home, place_engine
 
 if TYPE_CHECKING:
     from engine.plan.plan import Plan
+    from engine.runtime.cuda_engine import CudaEngine
     from engine.runtime.engine import Engine
+    from engine.runtime.interface import ProgramInterface
 
 __all__ = [
     "Found",
     "find_plan",
+    "is_for_gpu",
     "is_plan",
     "named_words",
     "open_engine",
@@ -94,19 +97,34 @@ def _stored(home: Home, what: str, options: Json) -> Path:
     return place_engine(home, engine, None)
 
 
-def open_engine(found: Found, *, compiled: bool, threads: int | None) -> tuple[Plan, Engine]:
-    """The plan and its engine, kernels ready: compiled, or served by NumPy for good."""
+def open_engine(
+    found: Found, *, compiled: bool, threads: int | None, target: str = "cpu"
+) -> tuple[Plan, Engine | CudaEngine]:
+    """The plan and its engine, kernels ready: compiled, or served by NumPy for good.
+
+    A plan for a GPU runs on the one that ``target`` names, on the first one unless it names one.
+    Raises UsageError for what only a CPU has.
+    """
+    from engine.jobs import device_index
     from engine.loading import load
     from engine.plan.plan import open_plan
 
     plan = open_plan(found.plan)
-    # One of a GPU is used in the same way.
-    engine: Any = load(plan, compile="wait" if compiled else "never", threads=threads)
-    return plan, engine
+    if is_for_gpu(plan):
+        if not compiled or threads is not None:
+            option = "--numpy" if not compiled else "--threads"
+            raise click.UsageError(f"{option} is for engines of a CPU; {found.plan} runs on a GPU")
+        return plan, load(plan, device=device_index(target))
+    return plan, load(plan, compile="wait" if compiled else "never", threads=threads)
+
+
+def is_for_gpu(plan: Plan) -> bool:
+    """Whether a plan was built for an NVIDIA GPU."""
+    return plan.target.get("vendor") == "cuda"
 
 
 def usual_feeds(
-    engine: Engine,
+    engine: ProgramInterface,
     seed: int,
     sizes: Mapping[str, str],
     *,
@@ -124,7 +142,7 @@ def usual_feeds(
         raise click.UsageError(f"{error}; give it with --input NAME=FILE.npy") from error
 
 
-def _sizes(engine: Engine, wanted: Mapping[str, str]) -> dict[str, int]:
+def _sizes(engine: ProgramInterface, wanted: Mapping[str, str]) -> dict[str, int]:
     known = list(engine.profile)
     for name, text in wanted.items():
         if name not in known:

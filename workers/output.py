@@ -63,6 +63,13 @@ def size_text(nbytes: float) -> str:
     return f"{nbytes:.1f} GB"
 
 
+def duration_text(seconds: float) -> str:
+    """A duration for people."""
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.1f} us"
+    return f"{seconds * 1e3:.3f} ms" if seconds < 1 else f"{seconds:.3f} s"
+
+
 def time_text(at: float) -> str:
     """A time as ISO 8601 in UTC, to the second."""
     from datetime import UTC, datetime

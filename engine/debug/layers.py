@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,12 +20,16 @@ from engine.ir.graph import Graph, Node
 from engine.ir.sizes import evaluate
 from engine.ir.types import Array, TensorType
 from engine.kernels.runner import Runner
+from engine.plan.accesses import step_accesses, touched_slots
 from engine.plan.arena import Request, plan_arena
 from engine.plan.slots import is_fixed, root_of
-from engine.plan.structure import HostStep, KernelStep, Program
+from engine.plan.structure import FlatStep, HostStep, KernelStep, Program
 from engine.runtime.binding import BoundProgram, Buffers, arena_requests
 from engine.runtime.engine import Engine
 from engine.runtime.feeds import bind_symbols, check_feeds
+
+if TYPE_CHECKING:
+    from engine.runtime.cuda_engine import CudaEngine
 
 __all__ = ["Captured", "LayerDifference", "captured_values", "compare_layers"]
 
@@ -55,7 +59,7 @@ class Captured:
 
 
 def compare_layers(
-    engine: Engine, graph: Graph, feeds: Mapping[str, Any]
+    engine: Engine | CudaEngine, graph: Graph, feeds: Mapping[str, Any]
 ) -> Iterator[LayerDifference]:
     """Compare every layer with its node in the optimised graph, in the order in which they run.
 
@@ -121,11 +125,13 @@ def _worst(node: Node, found: Mapping[int, Array], expected: Sequence[Any]) -> D
     )
 
 
-def captured_values(engine: Engine, feeds: Mapping[str, Any]) -> list[Captured]:
+def captured_values(engine: Engine | CudaEngine, feeds: Mapping[str, Any]) -> list[Captured]:
     """What each layer writes for others to read, in the order in which layers write it.
 
     What a later layer overwrites is left out, and so are workspace and what Python owns.
     """
+    if not isinstance(engine, Engine):
+        return _captured_on_device(engine, feeds)
     program = engine.program
     given = check_feeds(program, feeds)
     bound = BoundProgram(program, bind_symbols(program, given), engine.weights, engine.calls)
@@ -145,9 +151,23 @@ def captured_values(engine: Engine, feeds: Mapping[str, Any]) -> list[Captured]:
     bound.run(buffers, runner, None)
     return [
         Captured(layer, slot, np.array(bound.view(slot, buffers)))
-        for layer, slot in _results(bound)
+        for layer, slot in _results(program, bound.steps)
         if is_fixed(program.slots[slot])
     ]
+
+
+def _captured_on_device(engine: CudaEngine, feeds: Mapping[str, Any]) -> list[Captured]:
+    from engine.debug.device_layers import DeviceCapture
+
+    capture, program = DeviceCapture(engine, feeds), engine.program
+    try:
+        return [
+            Captured(layer, slot, capture.view(slot))
+            for layer, slot in _results(program, capture.steps)
+            if is_fixed(program.slots[slot])
+        ]
+    finally:
+        capture.close()
 
 
 def _buffers(bound: BoundProgram, feeds: Sequence[Any]) -> Buffers:
@@ -167,15 +187,14 @@ def _buffers(bound: BoundProgram, feeds: Sequence[Any]) -> Buffers:
     return buffers
 
 
-def _results(bound: BoundProgram) -> list[tuple[int, int]]:
+def _results(program: Program, steps: Sequence[FlatStep]) -> list[tuple[int, int]]:
     """Layers and the slots that they write for others, each slot's root written by one layer."""
-    program = bound.program
     writers: dict[int, set[int]] = {}
     readers: dict[int, set[int]] = {}
     written: dict[tuple[int, int], None] = {}
-    for step in bound.steps:
+    for step in steps:
         slots = _written(program, step)
-        for slot in _touched(step):
+        for slot in touched_slots(step):
             kind = writers if slot in slots else readers
             kind.setdefault(root_of(program, slot), set()).add(step.layer)
         written.update({(step.layer, slot): None for slot in slots})
@@ -188,15 +207,11 @@ def _results(bound: BoundProgram) -> list[tuple[int, int]]:
     return found
 
 
-def _touched(step: KernelStep | HostStep) -> Sequence[int]:
-    if isinstance(step, KernelStep):
-        return [slot for slot, _ in step.operands]
-    return [slot for slot in (*step.inputs, *step.outputs) if slot is not None]
-
-
-def _written(program: Program, step: KernelStep | HostStep) -> Sequence[int]:
+def _written(program: Program, step: FlatStep) -> Sequence[int]:
     """The slots that a step writes."""
     if isinstance(step, HostStep):
         return step.outputs
+    if not isinstance(step, KernelStep):
+        return [slot for slot, _, writes in step_accesses(step) if writes]
     kernel = program.kernels[step.kernel]
     return [slot for slot, _ in step.operands[-kernel.output_count :]]

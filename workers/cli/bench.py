@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from storage.records import Json
+from workers.cli.inspect import host_steps_of
 from workers.cli.options import build_options, read_options
 from workers.cli.run import is_compiled
 from workers.opening import (
-    Found,
     find_plan,
     named_words,
     open_engine,
@@ -21,11 +21,12 @@ from workers.opening import (
     usual_feeds,
     write_json,
 )
-from workers.output import json_option, print_fields, print_json, print_table
+from workers.output import duration_text, json_option, print_fields, print_json, print_table
 
 if TYPE_CHECKING:
     from engine.runtime.engine import Engine
-    from workers.bench_timing import Length, Summary
+    from engine.runtime.interface import ProgramInterface
+    from workers.bench_timing import Length
 
 LAYER_RUNS = 11
 
@@ -39,7 +40,19 @@ LAYER_RUNS = 11
 @click.option("--seconds", type=click.FloatRange(0.01), default=3.0, show_default=True)
 @click.option("--iterations", type=click.IntRange(1), help="Runs to measure, instead of seconds.")
 @click.option("--threads", type=click.IntRange(1), help="Threads of the engine and of the peer.")
-@click.option("--contexts", type=click.IntRange(1, 256), default=1, help="Contexts at once.")
+@click.option(
+    "--contexts",
+    "--streams",
+    type=click.IntRange(1, 256),
+    default=1,
+    help="Contexts at once, each in a thread; on a GPU each on a stream of its own.",
+)
+@click.option("--graph/--no-graph", default=True, help="Of a GPU: launch runs as CUDA graphs.")
+@click.option(
+    "--transfers/--no-transfers",
+    default=False,
+    help="Of a GPU: inputs and outputs in host memory, or (without) on the device.",
+)
 @click.option("--peer", type=click.Choice(["onnxruntime"]), help="Measure this in turns with it.")
 @click.option("--model", type=click.Path(path_type=Path, exists=True), help="The peer's model.")
 @click.option("--rounds", type=click.IntRange(1), default=7, show_default=True, help="Of turns.")
@@ -58,6 +71,8 @@ def command(
     iterations: int | None,
     threads: int | None,
     contexts: int,
+    graph: bool,
+    transfers: bool,
     peer: str | None,
     model: Path | None,
     rounds: int,
@@ -68,32 +83,46 @@ def command(
     **choices: Any,
 ) -> None:
     """Measure the latency and throughput of an engine, and what each layer takes."""
-    from workers.bench_timing import Length, time_contexts
+    from engine.runtime.engine import Engine
+    from workers import bench_gpu
+    from workers.bench_timing import Length
 
-    found = find_plan(what, read_options(**choices))
+    options = read_options(**choices)
+    found = find_plan(what, options)
     peer_model = model or found.model
     if peer is not None and peer_model is None:
         raise click.UsageError("--peer needs the model that it runs: give it with --model FILE")
-    _, engine = open_engine(found, compiled=not never_compile, threads=threads)
+    compiled, target = not never_compile, options["target"]
+    plan, engine = open_engine(found, compiled=compiled, threads=threads, target=target)
     feeds = _feeds(engine, inputs, {**_batch(engine, batch), **named_words(sizes, "--size")})
     length = Length(iterations, seconds, warmup)
-    summary = time_contexts(engine, feeds, length, contexts)
-    fields = _fields(found, engine, feeds, summary, contexts)
-    if peer is not None and peer_model is not None:
-        fields["peer"] = _beside_peer(engine, feeds, peer_model, rounds, length)
-    if layers:
-        from workers.bench_layers import layer_costs
-
-        fields["layers"] = [cost.to_json() for cost in layer_costs(engine, feeds, LAYER_RUNS)]
+    fields: Json = {
+        "plan": str(found.plan),
+        "model": None if found.model is None else str(found.model),
+        "contexts": contexts,
+        "inputs": {name: [*getattr(value, "shape", [])] for name, value in feeds.items()},
+    }
+    if not isinstance(engine, Engine):
+        if peer is not None:
+            raise click.UsageError("--peer is for engines of a CPU; leave it out")
+        way = bench_gpu.Way(contexts, graph, transfers, layers)
+        fields |= {"host_steps": host_steps_of(plan)}
+        fields |= bench_gpu.measured(engine, feeds, length, way)
+    else:
+        fields |= _on_cpu(engine, feeds, length, contexts, layers=layers)
+        if peer is not None and peer_model is not None:
+            fields["peer"] = _beside_peer(engine, feeds, peer_model, rounds, length)
     if export is not None:
         write_json(export, fields)
     if as_json:
         print_json(fields)
+    elif not isinstance(engine, Engine):
+        bench_gpu.show(fields)
     else:
         _print(fields)
 
 
-def _batch(engine: Engine, batch: int | None) -> dict[str, str]:
+def _batch(engine: ProgramInterface, batch: int | None) -> dict[str, str]:
     """The symbols of first axes, all of the one size."""
     if batch is None:
         return {}
@@ -104,26 +133,31 @@ def _batch(engine: Engine, batch: int | None) -> dict[str, str]:
     return {name: str(batch) for name in first}
 
 
-def _feeds(engine: Engine, archive: Path | None, sizes: Mapping[str, str]) -> dict[str, Any]:
+def _feeds(
+    engine: ProgramInterface, archive: Path | None, sizes: Mapping[str, str]
+) -> dict[str, Any]:
     given = read_feeds({}, archive)
     return {**usual_feeds(engine, 0, sizes, without=given), **given}
 
 
-def _fields(
-    found: Found, engine: Engine, feeds: Mapping[str, Any], summary: Summary, contexts: int
+def _on_cpu(
+    engine: Engine, feeds: Mapping[str, Any], length: Length, contexts: int, *, layers: bool
 ) -> Json:
-    """What was measured, times in seconds."""
+    """What was measured on a CPU, times in seconds."""
     from dataclasses import asdict
 
-    return {
-        "plan": str(found.plan),
-        "model": None if found.model is None else str(found.model),
+    from workers.bench_layers import layer_costs
+    from workers.bench_timing import time_contexts
+
+    summary = time_contexts(engine, feeds, length, contexts)
+    fields: Json = {
         "mode": "compiled" if is_compiled(engine) else "numpy",
         "threads": engine.threads,
-        "contexts": contexts,
-        "inputs": {name: [*getattr(value, "shape", [])] for name, value in feeds.items()},
         "latency": asdict(summary),
     }
+    if layers:
+        fields["layers"] = [cost.to_json() for cost in layer_costs(engine, feeds, LAYER_RUNS)]
+    return fields
 
 
 def _beside_peer(
@@ -154,10 +188,10 @@ def _print(fields: Json) -> None:
     print_fields(
         f"{latency['runs']} runs, {fields['mode']}, {where}, {shapes}",
         {
-            "least": _time(latency["least"]),
-            "median": _time(latency["median"]),
-            "p90": _time(latency["p90"]),
-            "p99": _time(latency["p99"]),
+            "least": duration_text(latency["least"]),
+            "median": duration_text(latency["median"]),
+            "p90": duration_text(latency["p90"]),
+            "p99": duration_text(latency["p99"]),
             "throughput": f"{latency['per_second']:.2f} runs/s",
         },
     )
@@ -166,8 +200,8 @@ def _print(fields: Json) -> None:
         print_fields(
             f"beside {peer['name']} {peer['version']}, median of {peer['rounds']} rounds",
             {
-                "engine": _time(peer["engine_median"]),
-                peer["name"]: _time(peer["peer_median"]),
+                "engine": duration_text(peer["engine_median"]),
+                peer["name"]: duration_text(peer["peer_median"]),
                 "ratio": f"{peer['speed_ratio']:.3f} times the speed of {peer['name']}",
             },
         )
@@ -181,11 +215,5 @@ def _row(layer: Json) -> tuple[object, ...]:
     rates = (layer[key] for key in ("flops", "nbytes"))
     texts = ("" if work is None else f"{work / seconds / 1e9:.1f}" for work in rates)
     share = f"{100 * layer['share']:.1f} %"
-    return (layer["layer"], layer["kind"], layer["tactic"], _time(layer["seconds"]), share, *texts)
-
-
-def _time(seconds: float) -> str:
-    """A time for people."""
-    if seconds < 1e-3:
-        return f"{seconds * 1e6:.1f} us"
-    return f"{seconds * 1e3:.3f} ms" if seconds < 1 else f"{seconds:.3f} s"
+    spent = duration_text(layer["seconds"])
+    return (layer["layer"], layer["kind"], layer["tactic"], spent, share, *texts)

@@ -21,6 +21,7 @@ from workers.opening import Found, open_engine
 from workers.output import announced_home, json_option, print_fields, print_json, size_text
 
 if TYPE_CHECKING:
+    from engine.runtime.cuda_engine import CudaEngine
     from engine.runtime.engine import Engine
 
 TOLERANCE = 1e-3
@@ -73,7 +74,7 @@ def command(as_json: bool) -> int:
     return ExitCode.SUCCESS
 
 
-def _check(engine: Engine) -> Json:
+def _check(engine: Engine | CudaEngine) -> Json:
     """Run the stored images; the error against the stored outputs and the median latency."""
     from engine.debug.compare import error
     from workers.demo import network

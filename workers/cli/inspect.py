@@ -10,7 +10,7 @@ import click
 
 from storage.records import Json
 from workers.cli.options import build_options, read_options
-from workers.opening import is_plan, stored_plan
+from workers.opening import is_for_gpu, is_plan, stored_plan
 from workers.output import json_option, print_fields, print_json, print_table, size_text
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def _plan(path: Path, *, as_text: bool, as_json: bool) -> None:
     print(plan_text(plan), end="")
     made = [dict(item) for item in plan.decisions if item.get("made") is not False]
     _print_decisions(made)
-    steps = _host_steps(plan)
+    steps = host_steps_of(plan)
     if steps:
         print(f"{len(steps)} steps on the host")
         print_table(("layer", "operator", "cause"), [tuple(step.values()) for step in steps])
@@ -174,19 +174,24 @@ def _plan_fields(path: Path, plan: Plan, *, as_text: bool) -> Json:
             }
             for layer in plan.program.layers
         ],
-        "host_steps": _host_steps(plan),
+        "host_steps": host_steps_of(plan),
         "decisions": [dict(item) for item in plan.decisions],
         "text": program_text(plan.program) if as_text else None,
     }
 
 
-def _host_steps(plan: Plan) -> list[Json]:
+def host_steps_of(plan: Plan) -> list[Json]:
     """Every step that runs in Python and ends a run of kernels, with its cause."""
     from engine.plan.plan import host_steps
+    from engine.plan.slots import is_fixed
 
     found: list[Json] = []
     for step in host_steps(plan.program.steps):
-        layers = plan.program.layers
+        layers, slots = plan.program.layers, plan.program.slots
+        ends = (*step.inputs, *step.outputs)
+        fixed = all(slot is not None and is_fixed(slots[slot]) for slot in ends)
+        if is_for_gpu(plan) and step.function == "copy" and fixed:
+            continue  # a copy on the device
         name = step.operator.get("attributes", {}).get("operator") or step.operator.get("name")
         cause = {
             "reference": "no meaning here; onnx's reference evaluator runs it",

@@ -13,6 +13,7 @@ from workers.opening import find_plan, named_words, open_engine, read_feeds, usu
 from workers.output import json_option, print_json, print_table
 
 if TYPE_CHECKING:
+    from engine.runtime.cuda_engine import CudaEngine
     from engine.runtime.engine import Engine
 
 
@@ -49,8 +50,9 @@ def command(
     given = read_feeds(paths, archive)
     if not given and not is_random:
         raise click.UsageError("give the inputs by --input or --inputs, or take --random ones")
-    found = find_plan(what, read_options(**choices))
-    _, engine = open_engine(found, compiled=True, threads=threads)
+    options = read_options(**choices)
+    found = find_plan(what, options)
+    _, engine = open_engine(found, compiled=True, threads=threads, target=options["target"])
     feeds = dict(given)
     if is_random:
         wanted = named_words(sizes, "--size")
@@ -76,9 +78,12 @@ def command(
         print(f"written to {output}")
 
 
-def is_compiled(engine: Engine) -> bool:
-    """Whether the engine's kernels run in C; false when NumPy serves in their place."""
-    return bool(engine.program.kernels) and engine.kernels.addresses is not None
+def is_compiled(engine: Engine | CudaEngine) -> bool:
+    """Whether the engine runs compiled kernels; false when NumPy serves in their place."""
+    kernels = getattr(engine, "kernels", None)  # those of a GPU are compiled with the plan
+    if kernels is None:
+        return bool(engine.program.functions)
+    return bool(engine.program.kernels) and kernels.addresses is not None
 
 
 def describe(value: Any) -> Json:
