@@ -37,6 +37,8 @@ class BuildOptions:
     tactics: tuple[str, ...] = ()
     reference: bool = True
     profile: Profile = field(default_factory=lambda: Profile({}, {}))
+    #: Names of outputs to names of the inputs that they update in place.
+    updates: Mapping[str, str] = field(default_factory=dict)
     #: Choices that win ties: signature of a layer to tactic and choice.
     lockfile: Mapping[str, Any] | None = None
 
@@ -63,6 +65,7 @@ class BuildOptions:
             "tactics": list(self.tactics),
             "reference": self.reference,
             "profile": self.profile.to_json(),
+            **({"updates": dict(sorted(self.updates.items()))} if self.updates else {}),
         }
 
 
@@ -76,6 +79,7 @@ def build(
     tactics: Iterable[str] = (),
     reference: bool = True,
     records: Iterable[TimingRecord] = (),
+    updates: Mapping[str, str] | None = None,
 ) -> Plan:
     """Build a plan from an ONNX model (a path, the bytes of a file, or a ModelProto).
 
@@ -83,13 +87,20 @@ def build(
     runs from 0 (first tactic that works) to 5 (exhaustive tuning); ``tactics`` are the allowed
     sources, all of the target's when none is given; ``reference`` allows operators without a
     meaning here to run in onnx's reference evaluator; ``records`` are timing records to reuse
-    instead of measuring. Raises ModelError for
-    a model that cannot be built and OptionError for an option that means nothing.
+    instead of measuring; ``updates`` maps names of outputs to names of inputs that they update in
+    place (a cache, a state): ``{"present_key": "past_key"}``. Raises ModelError for a model that
+    cannot be built and OptionError for an option that means nothing.
     """
     from engine.tune.tuning import tune_graph
 
     options = BuildOptions(
-        target, precision, level, tuple(tactics), reference, parse_shapes(shapes)
+        target,
+        precision,
+        level,
+        tuple(tactics),
+        reference,
+        parse_shapes(shapes),
+        updates=dict(updates or {}),
     )
     graph = optimise(read_model(model, options), options.precision)
     known = list(records)
@@ -133,7 +144,7 @@ def assemble_plan(graph: Graph, options: BuildOptions, records: Iterable[TimingR
     symbols = profile_symbols(graph, options.profile)
     choices = choose(graph, options, symbols, records)
     target = describe(options.target)
-    lowered = lower(graph, symbols, choices, device_compiler(target))
+    lowered = lower(graph, symbols, choices, device_compiler(target), updates=options.updates)
     return Plan(
         program=lowered.program,
         weights=lowered.packed,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -79,11 +80,34 @@ class ProgramBuilder:
     placed: Mapping[int, Placement] = field(default_factory=dict)
     #: Kernels for a GPU in the order of their first launch; launches number them.
     device_kernels: list[DeviceKernel] = field(default_factory=list)
+    #: Numbers of the kernels launched since somebody emptied this set.
+    launched: set[int] = field(default_factory=set)
     _slot_of: dict[int, int] = field(default_factory=dict)
     _kernel_of: dict[str, int] = field(default_factory=dict)
     _device_kernel_of: dict[str, int] = field(default_factory=dict)
     _weight_of: dict[tuple[Any, ...], str] = field(default_factory=dict)
     _renamed: dict[str, Dim] = field(default_factory=dict)
+
+    def same_place(self, value: Value, other: Value) -> None:
+        """Say that another value, the same tensor at fixed sizes, lies where a value does."""
+        if id(value) in self.placed:
+            raise ValueError(f"%{value.name} lies in a slice, where no layer of fixed sizes reads")
+        self._slot_of[id(other)] = self.slot(value)
+
+    def root(self, slot: int) -> int:
+        """The slot whose memory, from its beginning, a slot is."""
+        while (alias := self.slots[slot].alias) is not None and self.slots[slot].offset == 0:
+            slot = alias
+        return slot
+
+    @contextlib.contextmanager
+    def branch(self) -> Iterator[list[Step]]:
+        """Steps written meanwhile go into a list of their own."""
+        outer, self.steps = self.steps, []
+        try:
+            yield self.steps
+        finally:
+            self.steps = outer
 
     def add_slot(self, slot: Slot) -> int:
         """A new slot."""
@@ -205,6 +229,7 @@ class ProgramBuilder:
         if index is None:
             index = self._device_kernel_of[kernel.digest] = len(self.device_kernels)
             self.device_kernels.append(kernel)
+        self.launched.add(index)
         x, y, z = (*grid, 1, 1)[:3]
         self.steps.append(LaunchStep(index, (x, y, z), tuple(parameters), layer))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -13,13 +14,14 @@ from engine.ir.graph import Graph, Node, Value
 from engine.ir.types import Array
 from engine.lower.builder import PackedWeight, ProgramBuilder, stored_type
 from engine.lower.slices import plan_slices
+from engine.lower.updates import Updates, copy_order, plan_updates, viewed
 from engine.ops.reference import Reference
 from engine.plan.device import DeviceFunction
 from engine.plan.operators import operator_to_json
-from engine.plan.structure import HostStep, Program, Slot, Symbol
+from engine.plan.structure import ChooseStep, Guard, HostStep, Program, Slot, Symbol
 from engine.tactics import Candidate
 
-__all__ = ["Compile", "Lowered", "lower"]
+__all__ = ["Attempt", "Case", "Compile", "Lowered", "UncompiledError", "lower"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,28 @@ class Lowered:
 
 #: Compiles kernels for one GPU, in order.
 Compile = Callable[[Sequence[DeviceKernel]], Sequence[Compiled | Failure]]
+#: Name of a node, tactic, choice as JSON that sorts.
+Attempt = tuple[str, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A candidate for the sizes at which guards hold.
+
+    ``pinned`` is the node at fixed sizes for which the candidate was offered, if it was.
+    """
+
+    guards: tuple[Guard, ...]
+    candidate: Candidate
+    pinned: Node | None = None
+
+
+class UncompiledError(KernelError):
+    """Kernels of chosen candidates do not compile; ``attempts`` names whose."""
+
+    def __init__(self, message: str, attempts: Sequence[Attempt]) -> None:
+        super().__init__(message)
+        self.attempts = tuple(attempts)
 
 
 def lower(
@@ -40,34 +64,53 @@ def lower(
     symbols: Sequence[Symbol],
     choices: Mapping[str, tuple[Candidate, int]],
     compile: Compile | None = None,
+    *,
+    cases: Mapping[str, Sequence[Case]] | None = None,
+    updates: Mapping[str, str] | None = None,
+    early: bool = True,
 ) -> Lowered:
     """The program of a graph.
 
     ``choices`` maps node names to the chosen candidate and its measured time in nanoseconds; a
-    node without one runs by its meaning. ``compile`` is needed when candidates launch device
-    kernels; raises KernelError when one of them does not compile.
+    node without one runs by its meaning. ``cases`` are tried before it, in order, where their
+    guards hold. ``updates`` maps names of outputs to the inputs that they update in place.
+    ``early`` lets kernels that can begin while the ones before them end. ``compile`` is needed when
+    candidates launch device kernels; raises UncompiledError when one of them does not compile,
+    OptionError for an update that cannot be.
     """
-    builder = ProgramBuilder(graph, symbols, placed=plan_slices(graph, choices))
+    cases = cases or {}
+    planned = plan_updates(graph, updates or {})
+    fixed = {name for name, found in cases.items() if not all(c.candidate.strided for c in found)}
+    builder = ProgramBuilder(graph, symbols, placed=plan_slices(graph, choices, fixed))
     _place_inputs(builder, graph)
-    pending = _place_outputs(builder, graph)
+    pending = _place_outputs(builder, graph, planned)
+    owners: dict[int, list[Attempt]] = {}
     for node in graph.nodes:
-        _lower_node(builder, node, choices)
+        _lower_node(builder, node, choices, cases.get(node.name, ()), owners)
     _copy_outputs(builder, pending)
-    functions, images = _compiled(builder.device_kernels, compile)
+    functions, images = _compiled(builder.device_kernels, compile, owners)
+    if not early:
+        functions = tuple(replace(item, waits=False) for item in functions)
     return Lowered(builder.build(functions), dict(builder.packed), images)
 
 
 def _compiled(
-    kernels: Sequence[DeviceKernel], compile: Compile | None
+    kernels: Sequence[DeviceKernel],
+    compile: Compile | None,
+    owners: Mapping[int, Sequence[Attempt]],
 ) -> tuple[tuple[DeviceFunction, ...], dict[str, Array]]:
     """Functions in the order of the kernels, and the images that hold them."""
     if not kernels:
         return (), {}
     assert compile is not None, "device kernels need a compiler"
     functions, images = [], {}
+    attempts: list[Attempt] = []
+    reasons: list[str] = []
     for index, (kernel, result) in enumerate(zip(kernels, compile(kernels), strict=True)):
         if isinstance(result, Failure):
-            raise KernelError(f"the kernel {kernel.entry} does not compile: {result.reason}")
+            reasons.append(f"the kernel {kernel.entry} does not compile: {result.reason}")
+            attempts += owners.get(index, ())
+            continue
         name = f"image{index}"
         images[name] = np.frombuffer(result.image, np.uint8)
         functions.append(
@@ -81,6 +124,8 @@ def _compiled(
                 result.waits,
             )
         )
+    if reasons:
+        raise UncompiledError("; ".join(reasons[:3]), attempts)
     return tuple(functions), images
 
 
@@ -91,67 +136,111 @@ def _place_inputs(builder: ProgramBuilder, graph: Graph) -> None:
         )
 
 
-def _place_outputs(builder: ProgramBuilder, graph: Graph) -> list[tuple[Value, int]]:
+def _place_outputs(
+    builder: ProgramBuilder, graph: Graph, updates: Updates | None = None
+) -> list[tuple[Value, int]]:
     """Give outputs their slots, and let what they are views of be made there at once.
 
-    Returns the outputs that must be copied at the end: inputs, constants and repeated values.
+    Returns the outputs that must be copied at the end: inputs, constants and repeated values, and
+    updates of inputs that cannot be made in their memory.
     """
+    updates = updates or Updates()
     pending = []
     names = graph.output_names or [value.name for value in graph.outputs]
-    for value, name in zip(graph.outputs, names):
-        slot = builder.add_slot(Slot(stored_type(value.type), "output", name))
-        if builder.has_slot(value) or value.constant is not None or _views_fixed(builder, value):
+    for position, (value, name) in enumerate(zip(graph.outputs, names)):
+        old = updates.inputs.get(position)
+        into = None if old is None else builder.slot(old)
+        slot = builder.add_slot(Slot(stored_type(value.type), "output", name, alias=into))
+        elsewhere = position in updates.copied or builder.has_slot(value)
+        if elsewhere or value.constant is not None or _views_fixed(builder, value):
             pending.append((value, slot))
             continue
         builder.set_slot(value, slot)
-        source = _viewed(value)
+        source = viewed(value)
         while source is not None:
             alias = Slot(stored_type(source.type), "arena", alias=slot)
             builder.set_slot(source, builder.add_slot(alias))
-            source = _viewed(source)
+            source = viewed(source)
     return pending
-
-
-def _viewed(value: Value) -> Value | None:
-    """What a value is a view of."""
-    if value.producer is None or value.producer.kind != "View":
-        return None
-    return value.producer.inputs[0]
 
 
 def _views_fixed(builder: ProgramBuilder, value: Value) -> bool:
     """Whether a value is a view of something whose place is settled already."""
-    source = _viewed(value)
+    source = viewed(value)
     while source is not None:
         if builder.has_slot(source) or source.constant is not None:
             return True
-        source = _viewed(source)
+        source = viewed(source)
     return False
 
 
 def _copy_outputs(builder: ProgramBuilder, pending: list[tuple[Value, int]]) -> None:
+    """The copies at the end, none of which reads what another one has written."""
+    copies = []
     for value, slot in pending:
-        node = Node(_COPY, [], [], name=f"output {builder.slots[slot].name}")
+        source = builder.slot(value)
+        if builder.root(source) != builder.root(slot):
+            copies.append((source, slot))
+    places = [(builder.root(source), builder.root(slot)) for source, slot in copies]
+    try:
+        ordered = [copies[places.index(place)] for place in copy_order(places)]
+    except ValueError:  # inputs change places: their values are kept aside first
+        updating = [item for item in copies if builder.slots[item[1]].alias is not None]
+        ordered = [item for item in copies if item not in updating]
+        for source, _ in updating:
+            kept = builder.add_slot(Slot(builder.slots[source].type, "arena"))
+            ordered.append((source, kept))
+        ordered += [
+            (kept, slot) for (_, kept), (_, slot) in zip(ordered[-len(updating) :], updating)
+        ]
+    for source, slot in ordered:
+        node = Node(_COPY, [], [], name=f"output {builder.slots[slot].name}".rstrip())
         layer = builder.layer(node, "copy", {})
-        builder.host(HostStep("copy", {}, (builder.slot(value),), (slot,), layer=layer))
+        builder.host(HostStep("copy", {}, (source,), (slot,), layer=layer))
 
 
 _COPY = Reference(operator="Copy")  # only its name is used, in the report
 
 
 def _lower_node(
-    builder: ProgramBuilder, node: Node, choices: Mapping[str, tuple[Candidate, int]]
+    builder: ProgramBuilder,
+    node: Node,
+    choices: Mapping[str, tuple[Candidate, int]],
+    cases: Sequence[Case],
+    owners: dict[int, list[Attempt]],
 ) -> None:
     if node.kind == "View":
         _lower_view(builder, node)
         return
     chosen = choices.get(node.name)
-    if chosen is not None:
-        candidate, time_ns = chosen
-        layer = builder.layer(node, candidate.tactic, candidate.choice, time_ns)
-        candidate.emit(builder, node, layer)
+    if chosen is None:
+        lower_on_host(builder, node, builder.layer(node, "numpy", {}))
         return
-    lower_on_host(builder, node, builder.layer(node, "numpy", {}))
+    candidate, time_ns = chosen
+    layer = builder.layer(node, candidate.tactic, candidate.choice, time_ns)
+    branches = []
+    for case in (*cases, Case((), candidate)):
+        builder.launched.clear()
+        with builder.branch() as steps:
+            case.candidate.emit(builder, _placed(builder, node, case.pinned), layer)
+        branches.append((case.guards, tuple(steps)))
+        choice = json.dumps(dict(case.candidate.choice), sort_keys=True)
+        for kernel in sorted(builder.launched):
+            owners.setdefault(kernel, []).append((node.name, case.candidate.tactic, choice))
+    if cases:
+        builder.steps.append(ChooseStep(tuple(branches)))
+    else:
+        builder.steps.extend(branches[0][1])
+
+
+def _placed(builder: ProgramBuilder, node: Node, pinned: Node | None) -> Node:
+    """The node that a candidate is for; one at fixed sizes lies where the node itself does."""
+    if pinned is None:
+        return node
+    for own, other in zip((*node.inputs, *node.outputs), (*pinned.inputs, *pinned.outputs)):
+        if own is not None and other is not None:
+            builder.same_place(own, other)
+    return pinned
 
 
 def _lower_view(builder: ProgramBuilder, node: Node) -> None:

@@ -8,7 +8,7 @@ tensors of a dense block all lie in one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from engine.ir.graph import Graph, Node, Value
 from engine.ir.sizes import Dim
@@ -22,8 +22,14 @@ __all__ = ["plan_slices"]
 Choices = Mapping[str, tuple[Candidate, int]]
 
 
-def plan_slices(graph: Graph, choices: Choices) -> dict[int, Placement]:
-    """Placements by the identity of values; what is not listed has memory of its own."""
+def plan_slices(
+    graph: Graph, choices: Choices, fixed: Collection[str] = frozenset()
+) -> dict[int, Placement]:
+    """Placements by the identity of values; what is not listed has memory of its own.
+
+    ``fixed`` names nodes that are run in some other way too, which cannot work in slices.
+    """
+    choices = {name: chosen for name, chosen in choices.items() if name not in fixed}
     placed: dict[int, Placement] = {}
     for node in reversed(graph.nodes):
         if is_joining(node) and node.name in choices and choices[node.name][0].strided:

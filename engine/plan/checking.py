@@ -36,6 +36,7 @@ class _State:
     known: set[str]
     filled: set[int] = field(default_factory=set)  # roots that hold something
     writer: dict[int, str] = field(default_factory=dict)  # slot to "host" or "kernel"
+    updated: set[int] = field(default_factory=set)  # inputs that hold their new value
 
     def branch(self, points: Points) -> _State:
         """A copy for one case of a choice."""
@@ -47,6 +48,7 @@ class _State:
             set(self.known),
             set(self.filled),
             dict(self.writer),
+            set(self.updated),
         )
 
 
@@ -114,6 +116,8 @@ def _readable(state: _State, slot: int, where: str) -> None:
     _need(state, slot_symbols(state.program.slots[slot]), where)
     if state.storage.roots[slot] not in state.filled:
         refuse(where, f"slot {slot} is read before anything was written to it")
+    if state.storage.roots[slot] in state.updated and not state.storage.writable[slot]:
+        refuse(where, f"slot {slot} is read after an output has updated it")
 
 
 def _write(state: _State, slot: int, where: str, writer: str) -> None:
@@ -125,6 +129,8 @@ def _write(state: _State, slot: int, where: str, writer: str) -> None:
         refuse(where, f"slot {slot} is written twice")
     state.writer[slot] = writer
     state.filled.add(state.storage.roots[slot])
+    if state.program.slots[state.storage.roots[slot]].place == "input":
+        state.updated.add(state.storage.roots[slot])
 
 
 def _choose_step(step: ChooseStep, where: str, state: _State) -> None:
@@ -143,6 +149,7 @@ def _choose_step(step: ChooseStep, where: str, state: _State) -> None:
         ends.append(branch)
     for end in ends:
         state.writer.update(end.writer)
+        state.updated |= end.updated
     state.filled = set.intersection(*(end.filled for end in ends))
     state.known = set.intersection(*(end.known for end in ends))
 

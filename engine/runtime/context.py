@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from engine.errors import FeedError, KernelError
-from engine.ir.sizes import evaluate
+from engine.ir.sizes import evaluate, symbols
 from engine.ir.types import Array, TensorType
 from engine.kernels.runner import Runner
-from engine.plan.slots import is_fixed
+from engine.plan.slots import is_fixed, root_of
 from engine.plan.structure import Program
 from engine.runtime import blas
 from engine.runtime.binding import BoundProgram, Buffers
@@ -41,7 +41,12 @@ def _empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
 
 
 class Context:
-    """Runs an engine; one per thread or stream. Contexts of one engine run at the same time."""
+    """Runs an engine; one per thread or stream. Contexts of one engine run at the same time.
+
+    An input that an output updates in place is a state: the context keeps its memory from run to
+    run, zero at first, and it need not be fed again. What is fed is copied there, and then the
+    output is an array of its own; otherwise it is a view of the state, which changes with each run.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -49,6 +54,14 @@ class Context:
         self._memory: Array = np.empty(0, np.uint8)
         self._runner: Runner | None = None
         self._fixed: dict[str, Array] = {}
+        self._states: dict[int, Array] = {}
+        program = engine.program
+        #: Slots of the inputs that outputs update.
+        self._updated = [
+            root
+            for root in {root_of(program, i): i for i in program.outputs}
+            if program.slots[root].place == "input"
+        ]
 
     def __enter__(self) -> Self:
         return self
@@ -62,14 +75,19 @@ class Context:
         self.close()
 
     def close(self) -> None:
-        """Give the arena back; the context can still be used and will take a new one."""
+        """Give the arena back; the context can still be used and will take a new one.
+
+        States begin anew.
+        """
         self._bound.clear()
+        self._states.clear()
         self._memory = np.empty(0, np.uint8)
 
     def bind(self, name: str, array: Array) -> None:
         """Fix the buffer of an input or output: later runs read or write it without a copy.
 
-        Raises FeedError for an unknown name, a wrong dtype, or an array that is not C-contiguous.
+        An output that updates an input is bound by the input's name. Raises FeedError for an
+        unknown name, a wrong dtype, or an array that is not C-contiguous.
         """
         program = self.engine.program
         slots = {program.slots[i].name: program.slots[i] for i in program.inputs}
@@ -81,7 +99,17 @@ class Context:
             raise FeedError(f"{name!r} is {kind}, which {array.dtype} does not fit")
         if not array.flags.c_contiguous or not array.flags.aligned:
             raise FeedError(f"the buffer bound to {name!r} must be aligned and C-contiguous")
+        if slots[name].alias is not None:
+            raise FeedError(f"output {name!r} updates an input in place; bind that one")
+        states = {program.slots[index].name for index in self._updated}
+        if name in states and not array.flags.writeable:
+            raise FeedError(f"the buffer bound to {name!r} is updated in place, so it is written")
         self._fixed[name] = array
+
+    def reset(self) -> None:
+        """Set every state that the context keeps to zero."""
+        for state in self._states.values():
+            state[...] = 0
 
     def run(
         self, inputs: Mapping[str, Any], *, outputs: Mapping[str, Array] | None = None
@@ -113,8 +141,11 @@ class Context:
                 raise FeedError(
                     f"there is no output {name!r}; there are {self.engine.output_names}"
                 )
-        feeds = check_feeds(program, {**bound_inputs, **inputs})
+        given = {**bound_inputs, **inputs}
+        states = {program.slots[index].name for index in self._updated}
+        feeds = check_feeds(program, given, states - set(given))
         sizes = bind_symbols(program, feeds)
+        feeds = self._with_states(feeds, sizes, inputs)
         bound = self._bind(sizes)
         buffers = self._buffers(bound, feeds, {**self._fixed, **outputs})
         # BLAS threads would spin while they wait for processors on which compilers run.
@@ -125,9 +156,65 @@ class Context:
         if len(buffers.outputs) < len(program.outputs):
             callers = [*_arrays(feeds), *buffers.outputs.values(), *self.engine.weights.values()]
         return {
-            program.slots[slot].name: self._result(bound, slot, buffers, callers)
+            program.slots[slot].name: self._updated_state(bound, slot, buffers, inputs, outputs)
+            if root_of(program, slot) in self._updated
+            else self._result(bound, slot, buffers, callers)
             for slot in program.outputs
         }
+
+    @staticmethod
+    def _updated_state(
+        bound: BoundProgram,
+        slot: int,
+        buffers: Buffers,
+        inputs: Mapping[str, Any],
+        outputs: Mapping[str, Array],
+    ) -> Array:
+        """An output that updates an input: a view of the state, or a copy for who fed the input."""
+        program = bound.program
+        found: Array = bound.view(slot, buffers)
+        given = outputs.get(program.slots[slot].name)
+        if given is not None:
+            if given.shape != found.shape or given.dtype != found.dtype:
+                raise FeedError(
+                    f"output {program.slots[slot].name!r} is {found.dtype}{list(found.shape)}; the "
+                    f"array given for it is {given.dtype}{list(given.shape)}"
+                )
+            np.copyto(given, found)
+            return given
+        fed = program.slots[root_of(program, slot)].name in inputs
+        return found.copy() if fed else found
+
+    def _with_states(
+        self, feeds: list[Any], sizes: Mapping[str, int], inputs: Mapping[str, Any]
+    ) -> list[Any]:
+        """The feeds with states in the place of the inputs that are updated."""
+        program = self.engine.program
+        if not self._updated:
+            return feeds
+        found = dict(zip(program.inputs, feeds))
+        for index in self._updated:
+            slot = program.slots[index]
+            fixed = self._fixed.get(slot.name)
+            if fixed is not None and slot.name not in inputs:
+                continue  # the caller's buffer is the state
+            assert isinstance(slot.type, TensorType)
+            unknown = sorted(set().union(*map(symbols, slot.type.dims)) - set(sizes))
+            if unknown:
+                raise FeedError(
+                    f"no input tells the size {unknown[0]} of the state {slot.name!r}; feed it in "
+                    "the first run, or bind it"
+                )
+            shape = tuple(evaluate(dim, sizes) for dim in slot.type.dims)
+            state = fixed if fixed is not None else self._states.get(index)
+            if state is None or state.shape != shape:
+                state = _empty(shape, np.dtype(slot.type.dtype.numpy))
+                state[...] = 0
+                self._states[index] = state
+            if found[index] is not None:
+                np.copyto(state, found[index])
+            found[index] = state
+        return [found[index] for index in program.inputs]
 
     def _bind(self, sizes: dict[str, int]) -> BoundProgram:
         """The bound program for these sizes, planned on first use."""
@@ -173,7 +260,7 @@ class Context:
                 buffers.values[index] = array
         for index in program.outputs:
             slot, name = program.slots[index], program.slots[index].name
-            if not is_fixed(slot):
+            if not is_fixed(slot) or root_of(program, index) in self._updated:
                 continue
             assert isinstance(slot.type, TensorType)
             shape = tuple(evaluate(dim, bound.sizes) for dim in slot.type.dims)

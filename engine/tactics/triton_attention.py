@@ -37,6 +37,8 @@ __all__ = [
 MOST = 14
 #: The most queries of a head for which the keys are split instead.
 FEW_QUERIES = 4
+#: Caches of up to so many keys are read whole, whatever the position.
+LONGEST_EAGER = 2048
 #: Bytes per second and multiprocessor that one of this class reads, and seconds of a launch.
 _BANDWIDTH = 4.3e12 / 132
 _LAUNCH = 1.5e-6
@@ -82,7 +84,8 @@ class TritonAttention:
         if queries <= FEW_QUERIES:
             found += decode_tiles(form, batch * heads * queries, keys, target)
         if layer.cached is None:
-            found += attention_tiles(form, batch * heads, queries, keys, target)
+            fixed = isinstance(layer.op.sizes[3], int)
+            found += attention_tiles(form, batch * heads, queries, keys, target, fixed=fixed)
         return [self._candidate(tile, target) for tile in found[: MOST + 4]]
 
     def _candidate(self, tile: AttentionTile | DecodeTile, target: CudaTarget) -> Candidate:
@@ -164,7 +167,7 @@ def attention_tiles(
     return found[:MOST]
 
 
-def _tiles(form: AttentionForm, queries: int, keys: int) -> Iterator[AttentionTile]:
+def _tiles(queries: int, keys: int, *, fixed: bool) -> Iterator[AttentionTile]:
     most = max(16, 1 << (queries - 1).bit_length())
     whole = max(32, 1 << (keys - 1).bit_length())
     for rows in (16, 32, 64, 128):
@@ -173,12 +176,12 @@ def _tiles(form: AttentionForm, queries: int, keys: int) -> Iterator[AttentionTi
         for warps in (4, 8):
             if warps == 8 and rows < 64 and whole < 256:
                 continue
-            if whole <= 256:
+            if whole <= 256 and fixed:
                 yield AttentionTile(rows, whole, warps, 1, single=True)
             for columns in (32, 64, 128):
-                if columns >= whole:
+                if columns >= whole + (not fixed):
                     continue
-                for stages in (2, 3) if keys > 2 * columns else (1,):
+                for stages in (2, 3) if keys > 2 * columns or not fixed else (1,):
                     yield AttentionTile(rows, columns, warps, stages)
 
 
@@ -192,10 +195,8 @@ def _fits(form: AttentionForm, tile: AttentionTile, target: CudaTarget) -> bool:
     if tile.single:
         held += tile.keys * form.width * nbytes // 4
     if form.dtype is DType.FLOAT32:
-        # Products without matrix units keep whole rows of their factors in registers.
-        held += (tile.queries + tile.keys) * form.width // 8
-        if tile.queries > 64 or (tile.keys > 64 and not tile.single):
-            return False
+        # Each factor is split in two for the matrix units.
+        held += (tile.queries + 2 * tile.keys) * form.width // 2
     return held // threads + 30 <= 255
 
 
@@ -216,7 +217,7 @@ def _seconds(
     wide = target.capability >= (9, 0) and tile.queries * 4 // tile.warps >= 64
     rate = 3.0e12 if wide else 1.6e12
     if form.dtype is DType.FLOAT32:
-        rate = 0.2e12
+        rate = 0.3e12
     powers = tile.queries * tile.keys / 27e9
     rows = tile.queries * 2 + steps * tile.keys * 2
     work = steps * (flops / rate + powers + (0.0 if tile.single else 0.25e-6))
@@ -253,11 +254,10 @@ def decode_tiles(form: AttentionForm, rows: int, keys: int, target: CudaTarget) 
                 found.append((time, DecodeTile(columns, splits, warps)))
     found.sort(key=lambda item: item[0])
     tiles = [tile for _, tile in found[:MOST]]
-    if not form.limited:
-        return tiles
-    best = [DecodeTile(t.keys, t.splits, t.warps, eager=True) for t in tiles[: MOST // 2]]
-    mixed = [tile for pair in zip(best, tiles) for tile in pair]
-    return mixed[:MOST]
+    # Measured times must not depend on how full a cache is in the trial: short caches are read
+    # whole without waiting for the position, of long ones every candidate reads what counts.
+    eager = form.position != "none" and keys <= LONGEST_EAGER
+    return [replace(tile, eager=eager) for tile in tiles]
 
 
 def emit_attention(
@@ -353,7 +353,7 @@ def _most(builder: ProgramBuilder, size: Dim) -> int | None:
 def _shared(builder: ProgramBuilder, old: Value, new: Value, layer: int, *, waits: bool) -> int:
     """The slot of an updated cache: that of the old one, or a copy made of it first."""
     source, result = builder.slot(old), builder.slot(new)
-    if source == result or builder.slots[result].alias == source:
+    if builder.root(source) == builder.root(result):
         return result
     kernel = copy_kernel(old.tensor.dtype, waits=waits)
     count = old.tensor.elements
