@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from engine.building import CODEGEN, BuildOptions, assemble_plan, optimise, read_model
-from engine.errors import DeviceError, KernelError, MissingExtraError, TargetMismatchError
+from engine.errors import (
+    DeviceError,
+    KernelError,
+    MissingExtraError,
+    OptionError,
+    TargetMismatchError,
+)
 from engine.ir.graph import Graph
 from engine.ir.text import graph_text
 from engine.ir.types import Array, DType, TensorType
@@ -83,7 +89,18 @@ def read_options(options: Mapping[str, Any]) -> BuildOptions:
         reference=bool(options.get("reference", defaults.reference)),
         profile=parse_shapes(options.get("shapes")),
         lockfile=options.get("lockfile"),
+        updates=_read_updates(options.get("updates")),
     )
+
+
+def _read_updates(value: Any) -> dict[str, str]:
+    """Names of outputs to names of inputs; OptionError for anything else."""
+    pairs = {} if value is None else value
+    if not isinstance(pairs, Mapping) or not all(
+        isinstance(name, str) for pair in pairs.items() for name in pair
+    ):
+        raise OptionError(f"updates is {value!r}, expected names of outputs to names of inputs")
+    return dict(pairs)
 
 
 def graph_digest(graph: Graph) -> str:

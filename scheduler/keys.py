@@ -102,11 +102,13 @@ def normalise_options(
     tactics: list[str] | None = None,
     reference: bool = True,
     lockfile: Json | None = None,
+    updates: dict[str, str] | None = None,
 ) -> Json:
     """The options of a build in their one form; raises RequestError naming a wrong one.
 
     `shapes` maps input names to comma-separated dimensions, each a number, a symbol, or
-    SYMBOL=LEAST..USUAL..GREATEST (or SYMBOL=LEAST..GREATEST, or SYMBOL=SIZE).
+    SYMBOL=LEAST..USUAL..GREATEST (or SYMBOL=LEAST..GREATEST, or SYMBOL=SIZE). `updates` maps names
+    of outputs to names of the inputs that they update in place.
     """
     if precision not in PRECISIONS:
         raise RequestError(f"precision {precision!r} is unknown; expected {', '.join(PRECISIONS)}")
@@ -123,6 +125,8 @@ def normalise_options(
         options["tactics"] = sorted(set(tactics))
     if lockfile is not None:
         options["lockfile"] = lockfile
+    if updates:
+        options["updates"] = dict(sorted(updates.items()))
     return options
 
 
