@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.errors import PlanCorruptError
 from engine.plan.plan import Plan, open_plan
 from engine.runtime.engine import Engine
 from engine.runtime.kernels import CompileMode
-from engine.target import check_target
+from engine.target import CudaTarget, check_target
 
 if TYPE_CHECKING:
     import os
@@ -52,6 +53,12 @@ def _on_gpu(plan: Plan, device: int | Device) -> CudaEngine:
     from engine.cuda.device import open_device
     from engine.runtime.cuda_engine import CudaEngine
 
+    try:
+        CudaTarget.from_json(plan.target)
+    except (KeyError, TypeError, ValueError):
+        raise PlanCorruptError(
+            "the plan is for a GPU and does not say for which; build the model again"
+        ) from None
     opened = open_device(device) if isinstance(device, int) else device
     return CudaEngine(
         plan.program,

@@ -31,6 +31,7 @@ from engine.errors import EngineError
 from engine.ops import Operator, known
 from engine.ops.exclusions import EXCLUSIONS
 from engine.tactics import candidates
+from engine.target import describe
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "operators.md"
@@ -98,7 +99,7 @@ def tactics_of(model: onnx.ModelProto) -> set[str] | None:
         if node.kind in ("View", "Identity"):
             found.add("view")
             continue
-        offered, _ = candidates(node, ("c",), {})
+        offered, _ = candidates(node, ("c",), {}, describe("cpu"))
         if not offered:
             return None
         found |= {item.tactic for item in offered}

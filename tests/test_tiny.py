@@ -128,11 +128,20 @@ def test_a_plan_for_another_target_is_refused(folder: Path) -> None:
     import dataclasses
 
     plan = engine.build(folder / "tiny.onnx", level=0)
-    for target in ({"vendor": "cuda", "isa": "sm90"}, {"vendor": "cpu", "isa": "sse9"}, {}):
+    for target in ({"vendor": "rocm", "isa": "gfx9"}, {"vendor": "cpu", "isa": "sse9"}, {}):
         other = dataclasses.replace(plan, target=target)
         other.save(folder / "other.engine")
         with pytest.raises(TargetMismatchError, match="build the model for this machine"):
             engine.load(folder / "other.engine")
+
+
+def test_a_plan_for_a_gpu_says_for_which(folder: Path) -> None:
+    import dataclasses
+
+    plan = engine.build(folder / "tiny.onnx", level=0)
+    dataclasses.replace(plan, target={"vendor": "cuda"}).save(folder / "other.engine")
+    with pytest.raises(PlanCorruptError, match="does not say for which"):
+        engine.load(folder / "other.engine")
 
 
 def test_what_is_no_plan_is_refused(folder: Path) -> None:

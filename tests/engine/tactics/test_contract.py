@@ -23,7 +23,7 @@ from engine.plan.recipes import apply
 from engine.runtime.engine import Engine
 from engine.tactics import Candidate, candidates
 from engine.tactics.tactic import _TACTICS
-from engine.target import describe
+from engine.target import CPU_SOURCES, describe
 
 FLOAT = DType.FLOAT32
 BIAS = call("add", load(0, FLOAT), load(1, FLOAT))
@@ -217,7 +217,7 @@ def test_regions_of_channels(op: Operator) -> None:
 def test_every_tactic_is_exercised_here() -> None:
     """The names in this file cover c_gemm, c_convolution, c_windows, c_attention and the rest."""
     candidates(layer(FusedMatMul(), [array(2, 2), array(2, 2)]).nodes[0], ("c",), {}, describe())
-    assert set(_TACTICS) == {
+    assert {name for name in _TACTICS if name.partition(".")[0] in CPU_SOURCES} == {
         *("c.attention", "c.concat", "c.convolution", "c.depthwise", "c.gemm", "c.pooling"),
         *("c.region", "c.transpose", "c.winograd", "numpy.meaning"),
     }
