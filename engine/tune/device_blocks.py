@@ -69,14 +69,18 @@ class Blocks:
         """A piece full of NaN, or with the bytes of an array, and guard bytes behind it."""
         found = self.take(nbytes + GUARD_NBYTES)
         self.sizes[found] = nbytes
-        end = nbytes + GUARD_NBYTES
-        for begin in range(0, end, _POISON_NBYTES):
-            count = min(_POISON_NBYTES, end - begin)
-            self.device.copy(found + begin, self._poison, count, self.stream)
+        self.poison(found)
         if array is not None and array.nbytes:
             data = np.ascontiguousarray(array)
             self.device.upload(found, data.ctypes.data, data.nbytes, self.stream)
         return found
+
+    def poison(self, address: int) -> None:
+        """Fill a guarded piece, and its guard bytes, with NaN."""
+        end = self.sizes[address] + GUARD_NBYTES
+        for begin in range(0, end, _POISON_NBYTES):
+            count = min(_POISON_NBYTES, end - begin)
+            self.device.copy(address + begin, self._poison, count, self.stream)
 
     def guard_holds(self, address: int) -> bool:
         """Whether nothing was written behind a guarded piece."""
