@@ -114,4 +114,5 @@ PIPELINE: tuple[Pass, ...] = (
     make_regions,
     move_data,
     _until_settled(absorb_reads),
+    remove_dead,
 )
