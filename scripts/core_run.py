@@ -10,7 +10,10 @@ import numpy as np
 
 import engine
 
-ABSENT = ("onnx", "onnxruntime", "sqlalchemy", "alembic", "celery", "fastapi")
+ABSENT = (
+    *("onnx", "onnxruntime", "sqlalchemy", "alembic", "celery", "fastapi"),
+    *("cuda", "triton", "cudnn", "cupy"),
+)
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.surroundings import BUSY
+from scripts.gpu_tables import gpu_table, read_rows
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -117,7 +118,8 @@ def latest(folder: Path, name: str) -> Any:
 
 def tables(folder: Path) -> str:
     """The README's tables for which a folder holds results; empty without any."""
-    found = []
+    rows = read_rows(folder / "gpu" / "gpu.jsonl")
+    found = [gpu_table(rows)] if rows else []
     for name, table in (("networks", networks_table), ("start_up", start_up_table)):
         entry = latest(folder, name)
         if entry is not None:
