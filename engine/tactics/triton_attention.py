@@ -157,12 +157,20 @@ def _form(layer: _Layer) -> AttentionForm:
 
 
 def attention_tiles(
-    form: AttentionForm, pairs: int, queries: int, keys: int, target: CudaTarget
+    form: AttentionForm,
+    pairs: int,
+    queries: int,
+    keys: int,
+    target: CudaTarget,
+    *,
+    fixed: bool = True,
 ) -> list[AttentionTile]:
-    """Tiles that fit, the likeliest first; ``pairs`` are heads of all samples."""
-    found = [
-        tile for tile in _tiles(form, queries, keys) if _fits(form, tile, target)
-    ]  # fmt: skip
+    """Tiles that fit, the likeliest first; ``pairs`` are heads of all samples.
+
+    One step may hold all keys only when their number is ``fixed``.
+    """
+    tiles = _tiles(queries, keys, fixed=fixed)
+    found = [tile for tile in tiles if _fits(form, tile, target)]
     found.sort(key=lambda tile: _seconds(form, tile, pairs, queries, keys, target))
     return found[:MOST]
 
