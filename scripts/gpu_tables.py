@@ -46,7 +46,8 @@ def gpu_table(rows: Sequence[Row]) -> str:
         f"|---|--:|--:|{'--:|' * len(peers)}--:|--:|--:|",
     ]
     lines += [_line(row, peers) for row in rows]
-    ratios = [row["ratio"] for row in rows if row.get("right") and "ratio" in row]
+    sound = [row for row in rows if "failed" not in row and row["right"]]
+    ratios = [row["ratio"] for row in sound if "ratio" in row]
     if ratios:
         mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
         lines += [
