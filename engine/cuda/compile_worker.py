@@ -11,7 +11,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from engine.cuda.kernel import Compiled, DeviceKernel, Failure
@@ -62,11 +62,13 @@ def result_from_json(fields: Mapping[str, Any], image: bytes) -> Compiled | Fail
     """Read what `result_to_json` wrote; KeyError, TypeError or ValueError when it did not."""
     if "failure" in fields:
         return Failure(str(fields["failure"]))
-    maps = tuple(
-        TensorMapForm(dtype, tuple(map(int, box)), int(swizzle))
-        for dtype, box, swizzle in fields["maps"]
+    return Compiled(image, **{**fields, "maps": _forms(fields["maps"])})
+
+
+def _forms(items: Iterable[tuple[str, Sequence[int], int]]) -> tuple[TensorMapForm, ...]:
+    return tuple(
+        TensorMapForm(dtype, tuple(map(int, box)), int(swizzle)) for dtype, box, swizzle in items
     )
-    return Compiled(image, **{**fields, "maps": maps})
 
 
 def kernel_from_json(fields: Mapping[str, Any]) -> DeviceKernel:
@@ -75,7 +77,8 @@ def kernel_from_json(fields: Mapping[str, Any]) -> DeviceKernel:
         name: tuple((key, value) for key, value in fields[name])
         for name in ("signature", "constants")
     }
-    return DeviceKernel(**{**fields, **pairs, "aligned": tuple(fields["aligned"])})
+    maps = _forms(fields.get("maps", ()))
+    return DeviceKernel(**{**fields, **pairs, "aligned": tuple(fields["aligned"]), "maps": maps})
 
 
 def _answer(request: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,9 @@ class DeviceKernel:
     ``signature`` lists run-time parameters with their types ("*fp16", "i32",
     "tensordesc<fp16[128, 64]>"), ``constants`` the compile-time ones, ``aligned`` the run-time
     parameters that are multiples of 16, ``stages`` the depth of its pipelines. ``waits`` as in
-    `engine.plan.device.DeviceFunction`; on devices before 9.0 it is ignored.
+    `engine.plan.device.DeviceFunction`; on devices before 9.0 it is ignored. ``maps`` and
+    ``cluster`` are for NVRTC: the forms of the tensor maps among the parameters, in their order,
+    and blocks per cluster (Triton's compiler tells them itself).
     """
 
     compiler: Literal["nvrtc", "triton"]
@@ -38,10 +40,12 @@ class DeviceKernel:
     aligned: tuple[str, ...] = ()
     stages: int = 0
     waits: bool = False
+    maps: tuple[TensorMapForm, ...] = ()
+    cluster: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """Everything that enters the digest."""
-        return {
+        found: dict[str, Any] = {
             "compiler": self.compiler,
             "entry": self.entry,
             "source": self.source,
@@ -53,6 +57,12 @@ class DeviceKernel:
             "stages": self.stages,
             "waits": self.waits,
         }
+        # Left out where they are usual: the digests of kernels without them stay as they were.
+        if self.maps:
+            found["maps"] = [[item.dtype, list(item.box), item.swizzle] for item in self.maps]
+        if self.cluster > 1:
+            found["cluster"] = self.cluster
+        return found
 
     @cached_property
     def digest(self) -> str:

@@ -67,6 +67,8 @@ def compile_nvrtc(kernel: DeviceKernel, capability: tuple[int, int]) -> Compiled
         entry=kernel.entry,
         threads=kernel.threads,
         shared_nbytes=kernel.shared_nbytes,
+        cluster=kernel.cluster,
+        maps=kernel.maps,
         waits=kernel.waits and capability >= (9, 0),
         registers=int(used[1]),
         spilled_nbytes=max(int(spilled[1]), int(spilled[2])),
