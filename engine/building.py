@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from engine.errors import OptionError
 from engine.ir.graph import Graph
+from engine.ir.weights import check_weights
 from engine.plan.plan import Plan
 from engine.profile import AxisSpec, Profile, parse_shapes, profile_symbols
 from engine.target import CudaTarget, Target, describe, sources_of
 
 if TYPE_CHECKING:
-    from engine.lower.lowering import Compile
+    from engine.lower.lowering import Attempt, Compile
     from engine.tune.records import TimingRecord
 
 __all__ = ["PRECISIONS", "BuildOptions", "assemble_plan", "build", "optimise", "read_model"]
@@ -102,7 +103,9 @@ def build(
         parse_shapes(shapes),
         updates=dict(updates or {}),
     )
-    graph = optimise(read_model(model, options), options.precision)
+    graph = read_model(model, options)
+    check_weights(graph)
+    graph = optimise(graph, options.precision)
     known = list(records)
     known += tune_graph(graph, options, known)
     return assemble_plan(graph, options, known)
@@ -137,19 +140,51 @@ def device_compiler(target: Target) -> Compile | None:
 
 
 def assemble_plan(graph: Graph, options: BuildOptions, records: Iterable[TimingRecord]) -> Plan:
-    """Choose a tactic for every layer from timing records alone, and lower to a plan."""
-    from engine.lower.lowering import lower
-    from engine.tune.choosing import choose
+    """Choose a tactic for every layer from timing records alone, and lower to a plan.
+
+    A candidate whose kernel does not compile makes room for the next best one.
+    """
+    from engine.lower.lowering import UncompiledError, lower
+    from engine.tune.choosing import choose_all
 
     symbols = profile_symbols(graph, options.profile)
-    choices = choose(graph, options, symbols, records)
+    known = list(records)
     target = describe(options.target)
-    lowered = lower(graph, symbols, choices, device_compiler(target), updates=options.updates)
+    failed: set[Attempt] = set()
+    decisions = [decision.to_json() for decision in graph.decisions]
+    while True:
+        chosen = choose_all(graph, options, symbols, known, failed)
+        try:
+            lowered = lower(
+                graph,
+                symbols,
+                chosen.last,
+                device_compiler(target),
+                cases=chosen.cases,
+                updates=options.updates,
+            )
+            break
+        except UncompiledError as error:  # measured at fixed sizes, or not at all
+            fresh = sorted(set(error.attempts) - failed)
+            if not fresh:
+                raise
+            failed.update(fresh)
+            decisions += [_refused(*attempt, str(error)) for attempt in fresh]
     return Plan(
         program=lowered.program,
         weights=lowered.packed,
         images=lowered.images,
         target=target.to_json(),
         codegen=CODEGEN,
-        decisions=tuple(decision.to_json() for decision in graph.decisions),
+        decisions=tuple(decisions),
     )
+
+
+def _refused(node: str, tactic: str, choice: str, reason: str) -> dict[str, Any]:
+    """The line of a report about a candidate whose kernel does not compile."""
+    return {
+        "rule": f"{tactic} {choice}",
+        "nodes": [node],
+        "made": False,
+        "reason": reason.splitlines()[0][:300] if reason else "it does not compile",
+    }

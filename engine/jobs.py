@@ -24,6 +24,7 @@ from engine.errors import (
 from engine.ir.graph import Graph
 from engine.ir.text import graph_text
 from engine.ir.types import Array, DType, TensorType
+from engine.ir.weights import check_weights
 from engine.plan.structure import Program
 from engine.profile import parse_shapes
 from engine.target import describe
@@ -134,7 +135,9 @@ def _graph(model: Path, options: Mapping[str, Any]) -> tuple[Graph, BuildOptions
     text = json.dumps(dict(options), sort_keys=True, default=str)
     key = (str(model), status.st_mtime_ns, status.st_size, text)
     if not _LATEST or _LATEST[0][0] != key:
-        _LATEST[:] = [(key, optimise(read_model(model, read), read.precision))]
+        graph = read_model(model, read)
+        check_weights(graph)
+        _LATEST[:] = [(key, optimise(graph, read.precision))]
     return _LATEST[0][1], read
 
 

@@ -9,28 +9,19 @@ import stat
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
 
 from workers import settings
 from workers.failures import sentence_of
+from workers.findings import Finding, State
+from workers.gpu_health import GPU_CHECKS
 from workers.home import present_home
 
 __all__ = ["CHECKS", "Finding", "all_findings"]
 
 LEAST_DISK = 1_000_000_000
 SELF_TEST_TOLERANCE = 1e-4
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What a check found: fine, worth knowing (works, but slower or with less), or broken."""
-
-    name: str
-    state: Literal["fine", "limited", "broken"]
-    text: str
 
 
 def all_findings() -> list[Finding]:
@@ -79,7 +70,7 @@ def _kernel_cache(name: str) -> Finding:
 
     folder = cache_folder()
     chosen = settings.cache_folder() / "c"
-    state: Literal["fine", "limited"] = "fine" if folder == chosen else "limited"
+    state: State = "fine" if folder == chosen else "limited"
     return Finding(name, state, f"{folder}, mode {_mode(folder)}")
 
 
@@ -105,7 +96,7 @@ def _disk(name: str) -> Finding:
     folder = present_home().folder
     existing = next(place for place in (folder, *folder.parents) if place.exists())
     free = shutil.disk_usage(existing).free
-    state: Literal["fine", "limited"] = "fine" if free >= LEAST_DISK else "limited"
+    state: State = "fine" if free >= LEAST_DISK else "limited"
     return Finding(name, state, f"{size_text(free)} free at {existing}")
 
 
@@ -125,7 +116,7 @@ def _package(package: str, *, needed: bool, why: str) -> Callable[[str], Finding
         try:
             return Finding(name, "fine", version(package))
         except PackageNotFoundError:
-            state: Literal["broken", "limited"] = "broken" if needed else "limited"
+            state: State = "broken" if needed else "limited"
             return Finding(name, state, f"not installed; {why}")
 
     return check
@@ -168,4 +159,5 @@ CHECKS: dict[str, Callable[[str], Finding]] = {
         "onnxruntime", needed=False, why="comparisons take the operators' meanings instead"
     ),
     "self-test": _self_test,
+    **GPU_CHECKS,
 }

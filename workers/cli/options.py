@@ -15,7 +15,14 @@ from storage.records import Json
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 _OPTIONS = (
-    click.option("--target", default="cpu", show_default=True, help="The device to build for."),
+    click.option(
+        "--target",
+        default="cpu",
+        show_default=True,
+        metavar="cpu|cuda|cuda:N|cuda:smNN",
+        help="The device to build for: this CPU, the first or the N-th NVIDIA GPU here, or one "
+        "that is only described (sm80, sm86, sm89, sm90, sm100; with --level 0 or timing records).",
+    ),
     click.option(
         "--precision",
         type=click.Choice(PRECISIONS),
@@ -37,7 +44,19 @@ _OPTIONS = (
         show_default=True,
         help="How much to measure; 0 measures nothing.",
     ),
-    click.option("--tactics", metavar="LIST", help="The tactic sources allowed: c,numpy."),
+    click.option(
+        "--tactics",
+        metavar="LIST",
+        help="The tactic sources allowed: for a CPU c,numpy,plugin; for a GPU triton,nvrtc,"
+        "cublaslt,cudnn,cupy,numpy,plugin. All when not given.",
+    ),
+    click.option(
+        "--update",
+        "updates",
+        multiple=True,
+        metavar="OUTPUT=INPUT",
+        help="An output that updates an input in place, as a cache does.",
+    ),
     click.option("--no-reference", is_flag=True, help="Refuse steps of the reference evaluator."),
     click.option(
         "--lockfile",
@@ -61,6 +80,7 @@ def read_options(
     shapes: tuple[str, ...],
     level: int,
     tactics: str | None,
+    updates: tuple[str, ...],
     no_reference: bool,
     lockfile: Path | None,
 ) -> Json:
@@ -71,6 +91,7 @@ def read_options(
         shapes=dict(_shape(text) for text in shapes),
         level=level,
         tactics=None if tactics is None else [part.strip() for part in tactics.split(",")],
+        updates=dict(_update(text) for text in updates),
         reference=not no_reference,
         lockfile=None if lockfile is None else _read_lockfile(lockfile),
     )
@@ -82,6 +103,14 @@ def _shape(text: str) -> tuple[str, str]:
     if not equals or not name:
         raise click.BadParameter(f"{text!r}; expected NAME=DIMENSION,DIMENSION,...")
     return name, dimensions
+
+
+def _update(text: str) -> tuple[str, str]:
+    """Output and input of one --update."""
+    output, equals, given = text.partition("=")
+    if not equals or not output or not given:
+        raise click.BadParameter(f"{text!r}; expected OUTPUT=INPUT")
+    return output, given
 
 
 def _read_lockfile(path: Path) -> Json:
