@@ -12,7 +12,7 @@ from engine.ir.sizes import Dim, symbol
 from engine.ir.types import TensorType
 from engine.plan.structure import Symbol
 
-__all__ = ["AxisSpec", "Profile", "parse_shapes", "profile_symbols"]
+__all__ = ["AxisSpec", "Profile", "parse_shapes", "profile_symbols", "tuned_points"]
 
 #: An axis that nobody gave a range serves sizes from 0 to this, and is tuned for 1.
 OPEN_GREATEST = 1024
@@ -94,3 +94,22 @@ def profile_symbols(graph: Graph, profile: Profile) -> tuple[Symbol, ...]:
     if unknown:
         raise OptionError(f"no input has an axis called {unknown[0]!r}; there are {sorted(found)}")
     return tuple(found.values())
+
+
+def tuned_points(symbols: Sequence[Symbol], profile: Profile) -> list[dict[str, int]]:
+    """The sizes for which layers are tuned one by one: usual, least and greatest, each once.
+
+    A size that nobody gave a range stays at its usual value, and no size is 0, where there is
+    nothing to measure.
+    """
+    usual = {item.name: item.usual[0] for item in symbols}
+    least, greatest = dict(usual), dict(usual)
+    for item in symbols:
+        if item.name in profile.ranges:
+            low, _, high = profile.ranges[item.name]
+            least[item.name], greatest[item.name] = max(low, min(high, 1)), high
+    points = [usual]
+    for point in (least, greatest):
+        if point not in points:
+            points.append(point)
+    return points

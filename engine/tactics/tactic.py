@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from engine.ir.graph import Node, Value
 from engine.ir.types import TensorType, is_bound
+from engine.plan.structure import Guard
 from engine.plugins import load_plugins
 from engine.target import CudaTarget, Target
 
@@ -37,12 +38,15 @@ class Candidate:
 
     ``emit`` writes the steps into a program. ``strided`` says that it asks the builder where its
     first input, its full operands and its output lie, so that they may be slices of wider tensors.
+    ``holds`` are conditions over sizes without which it would be wrong; none for one that is right
+    at every size.
     """
 
     tactic: str
     choice: Mapping[str, Any]
     emit: Emit
     strided: bool = False
+    holds: tuple[Guard, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,31 +1,106 @@
-"""Choosing: a pure function from timing records to one candidate per layer."""
+"""Choosing: a pure function from timing records to the candidates of every layer.
+
+A layer of fixed sizes gets one candidate. For a GPU a layer with symbolic sizes gets a list of
+cases: where all of its sizes are a tuned point's and a library's call was the fastest there, that
+call; then, for each tuned point in rising order, the fastest kernel that takes sizes as arguments,
+for all sizes up to the point's; the last case is the greatest point's and has no condition. So
+sizes between tuned points are served as the next greater tuned point is.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from engine.ir.graph import Graph, Node
-from engine.plan.structure import Symbol
+from engine.ir.sizes import symbol, symbols
+from engine.ir.types import TensorType
+from engine.lower.lowering import Attempt, Case
+from engine.lower.updates import shared_operands
+from engine.plan.structure import Guard, Symbol
+from engine.profile import tuned_points
 from engine.tactics import Candidate, candidates, restore
-from engine.target import Target, describe
+from engine.target import CudaTarget, Target, describe
+from engine.tune.isolation import pin
 from engine.tune.records import TimingRecord, layer_signature
 
 if TYPE_CHECKING:
     from engine.building import BuildOptions
 
-__all__ = ["choose", "usual_point"]
+__all__ = [
+    "Choices",
+    "Offer",
+    "choose",
+    "choose_all",
+    "identity",
+    "offers",
+    "points_of",
+    "usual_point",
+]
 
 #: Candidates within this share of the best time are tied (or twice the spread, if that is more).
 TIE_SHARE = 0.02
+#: Sources whose choices hold at fixed sizes only.
+LIBRARIES = ("cublaslt", "cudnn")
 #: The records of each layer, by tactic and choice.
-Table = dict[str, dict[tuple[str, str], TimingRecord]]
+Rows = dict[tuple[str, str], TimingRecord]
+Table = dict[str, Rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A candidate, and the node at fixed sizes for which it was offered, if it was."""
+
+    candidate: Candidate
+    pinned: Node | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What `engine.lower.lowering.lower` takes: the last case of each layer, and those before."""
+
+    last: Mapping[str, tuple[Candidate, int]]
+    cases: Mapping[str, Sequence[Case]] = field(default_factory=dict)
 
 
 def usual_point(symbols: Sequence[Symbol]) -> dict[str, int]:
     """The sizes for which an engine is tuned."""
     return {item.name: item.usual[0] for item in symbols}
+
+
+def points_of(
+    options: BuildOptions, symbols: Sequence[Symbol], target: Target
+) -> list[dict[str, int]]:
+    """The points at which layers are tuned, the usual one first; on a CPU there is no other."""
+    if options.level == 0 or not isinstance(target, CudaTarget):
+        return [usual_point(symbols)]
+    return tuned_points(symbols, options.profile)
+
+
+def offers(
+    node: Node, sources: Sequence[str], point: Mapping[str, int], target: Target
+) -> list[Offer]:
+    """All candidates for a node at a point; with symbolic sizes those of libraries come last."""
+    found, _ = candidates(node, sources, point, target)
+    offered = [Offer(candidate) for candidate in found]
+    libraries = [name for name in sources if name in LIBRARIES]
+    if isinstance(target, CudaTarget) and libraries and _own(node) & point.keys():
+        pinned = pin(node, point)
+        fixed, _ = candidates(pinned, libraries, {}, target)
+        offered += [Offer(candidate, pinned) for candidate in fixed]
+    return offered
+
+
+def _own(node: Node) -> frozenset[str]:
+    """The symbols that the shapes of a node's tensors depend on."""
+    found: set[str] = set()
+    for value in (*node.inputs, *node.outputs):
+        if value is not None and isinstance(value.type, TensorType) and value.type.shape:
+            found = found.union(*(symbols(dim) for dim in value.type.shape))
+    return frozenset(found)
 
 
 def choose(
@@ -34,33 +109,163 @@ def choose(
     symbols: Sequence[Symbol],
     records: Iterable[TimingRecord],
 ) -> dict[str, tuple[Candidate, int]]:
-    """The chosen candidate and its time in nanoseconds, by node name.
+    """The candidate of each node that serves where no case does, and its time in nanoseconds."""
+    return dict(choose_all(graph, options, symbols, records).last)
+
+
+def choose_all(
+    graph: Graph,
+    options: BuildOptions,
+    symbols: Sequence[Symbol],
+    records: Iterable[TimingRecord],
+    failed: Collection[Attempt] = frozenset(),
+) -> Choices:
+    """The chosen candidates by node name, with times in nanoseconds.
 
     Among candidates tied with the fastest the lockfile's choice wins, then the order in which
     tactics offer them. Without records the lockfile's choice is taken, else the first candidate.
+    ``failed`` are left out: what was tried for a node and does not compile.
     """
+    target = describe(options.target)
+    search = _Search(
+        options,
+        points_of(options, symbols, target),
+        target,
+        _table(records),
+        shared_operands(graph, options.updates) if isinstance(target, CudaTarget) else {},
+        frozenset(failed),
+    )
+    last: dict[str, tuple[Candidate, int]] = {}
+    cases: dict[str, tuple[Case, ...]] = {}
+    for node in graph.nodes:
+        if node.kind == "View":
+            continue
+        found = search.cases(node)
+        if not found:
+            continue
+        last[node.name] = (found[-1].candidate, found[-1].time_ns)
+        if len(found) > 1:
+            cases[node.name] = tuple(found[:-1])
+    return Choices(last, cases)
+
+
+def _table(records: Iterable[TimingRecord]) -> Table:
     table: Table = {}
     for record in records:
         rows = table.setdefault(record.signature, {})
         known = rows.get(record.key[1:])
         if known is None or _weight(record) > _weight(known):
             rows[record.key[1:]] = record
-    point = usual_point(symbols)
-    target = describe(options.target)
-    choices = {}
-    for node in graph.nodes:
-        if node.kind == "View":
-            continue
-        offered, _ = candidates(node, options.tactics, point, target)
-        signature, _ = layer_signature(node, point)
-        rows = table.get(signature, {})
-        offered += _restored(node, offered, rows, options.tactics, target)
-        if not offered:
-            continue
-        best = _best(offered, rows, (options.lockfile or {}).get(signature))
-        if best is not None:
-            choices[node.name] = best
-    return choices
+    return table
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """Everything on which the choice for a node depends."""
+
+    options: BuildOptions
+    points: Sequence[Mapping[str, int]]
+    target: Target
+    table: Table
+    shared: Mapping[str, Sequence[tuple[int, int]]]
+    failed: frozenset[Attempt]
+
+    def cases(self, node: Node) -> list[Case]:
+        """The cases of a node in order, the last without conditions; none when nothing serves."""
+        own = sorted(_own(node))
+        usual = {name: self.points[0][name] for name in own if name in self.points[0]}
+        projected = [{n: point[n] for n in own if n in point} for point in self.points]
+        distinct = sorted({tuple(point.items()): point for point in projected}.items())
+        exact: list[Case] = []
+        chain: list[Case] = []
+        for place, (_, point) in enumerate(distinct):
+            found, signature = self._at(node, point)
+            best = self._best(found, signature)
+            ours = self._best([item for item in found if item.pinned is None], signature)
+            if best is None or ours is None:
+                continue
+            shown = point == usual
+            if best[0].pinned is not None:
+                guards = tuple(Guard("==", symbol(n), size) for n, size in point.items())
+                exact.append(Case(guards, best[0].candidate, best[0].pinned, best[1], shown))
+                shown = False
+            upto: tuple[Guard, ...] = ()
+            if place + 1 < len(distinct):
+                upto = tuple(Guard("<=", symbol(n), size) for n, size in point.items())
+            chain.append(Case((*upto, *_open(ours[0])), ours[0].candidate, None, ours[1], shown))
+        if chain and chain[-1].guards:
+            found, signature = self._at(node, distinct[-1][1])
+            always = [item for item in found if item.pinned is None and not _open(item)]
+            served = self._best(always, signature)
+            if served is None:
+                return []
+            chain.append(Case((), served[0].candidate, None, served[1]))
+        return [*exact, *_collapsed(chain)]
+
+    def _at(self, node: Node, point: Mapping[str, int]) -> tuple[list[Offer], str]:
+        """What is offered or was measured at a point and compiles, and the layer's signature."""
+        signature, _ = layer_signature(node, point, self.shared.get(node.name, ()))
+        found = offers(node, self.options.tactics, point, self.target)
+        found += self._restored(node, point, found, self.table.get(signature, {}))
+        left = [item for item in found if (node.name, *identity(item.candidate)) not in self.failed]
+        return left, signature
+
+    def _restored(
+        self, node: Node, point: Mapping[str, int], offered: Sequence[Offer], rows: Rows
+    ) -> list[Offer]:
+        """Candidates that were measured and are not offered here, as algorithms of libraries."""
+        known = {identity(item.candidate) for item in offered}
+        pinned = pin(node, point) if point and set(rows) - known else None
+        found = []
+        for key in sorted(set(rows) - known):
+            record = rows[key]
+            if record.status == "ok" and record.tactic.split(".")[0] in self.options.tactics:
+                at = pinned if record.tactic.split(".")[0] in LIBRARIES else None
+                candidate = restore(at or node, record.tactic, record.choice, self.target)
+                if candidate is not None:
+                    found.append(Offer(candidate, at))
+        return found
+
+    def _best(self, offered: Sequence[Offer], signature: str) -> tuple[Offer, int] | None:
+        """The best candidate, None when there is none that is not known to fail."""
+        locked = (self.options.lockfile or {}).get(signature)
+        rows = self.table.get(signature, {})
+        measured: list[tuple[Offer, TimingRecord]] = []
+        untried: list[Offer] = []
+        for item in offered:
+            record = rows.get(identity(item.candidate))
+            if record is None:
+                untried.append(item)
+            elif record.status == "ok":
+                measured.append((item, record))
+        if not measured:
+            first = next(iter(untried), None)
+            chosen = next((c for c in untried if _is_locked(c.candidate, locked)), first)
+            return None if chosen is None else (chosen, 0)
+        fastest = min(record.time_ns for _, record in measured)
+        tied = [
+            (item, int(record.time_ns))
+            for item, record in measured
+            if record.time_ns <= fastest * (1 + max(TIE_SHARE, 2 * record.spread))
+        ]
+        return next((item for item in tied if _is_locked(item[0].candidate, locked)), tied[0])
+
+
+def _open(offer: Offer) -> tuple[Guard, ...]:
+    """The conditions of a candidate over symbols."""
+    return tuple(
+        guard for guard in offer.candidate.holds if symbols(guard.left) | symbols(guard.right)
+    )
+
+
+def _collapsed(chain: Sequence[Case]) -> list[Case]:
+    """The chain without cases that the next one serves in the same way."""
+    kept = [
+        case
+        for case, following in itertools.pairwise(chain)
+        if identity(case.candidate) != identity(following.candidate)
+    ]
+    return [*kept, *chain[-1:]]
 
 
 def _weight(record: TimingRecord) -> tuple[bool, int, float, float]:
@@ -68,53 +273,9 @@ def _weight(record: TimingRecord) -> tuple[bool, int, float, float]:
     return record.status == "ok", record.samples, -record.time_ns, -record.spread
 
 
-def _identity(candidate: Candidate) -> tuple[str, str]:
+def identity(candidate: Candidate) -> tuple[str, str]:
+    """What tells a candidate from the others of its layer: tactic, and choice as JSON."""
     return candidate.tactic, json.dumps(dict(candidate.choice), sort_keys=True)
-
-
-def _restored(
-    node: Node,
-    offered: Sequence[Candidate],
-    rows: Mapping[tuple[str, str], TimingRecord],
-    sources: Sequence[str],
-    target: Target,
-) -> list[Candidate]:
-    """Candidates that were measured and are not offered here, as algorithms of libraries."""
-    known = {_identity(candidate) for candidate in offered}
-    found = []
-    for identity in sorted(set(rows) - known):
-        record = rows[identity]
-        if record.status == "ok" and record.tactic.split(".")[0] in sources:
-            candidate = restore(node, record.tactic, record.choice, target)
-            if candidate is not None:
-                found.append(candidate)
-    return found
-
-
-def _best(
-    offered: Sequence[Candidate],
-    rows: Mapping[tuple[str, str], TimingRecord],
-    locked: Any,
-) -> tuple[Candidate, int] | None:
-    """The best candidate, None when there is none that is not known to fail."""
-    measured: list[tuple[Candidate, TimingRecord]] = []
-    untried: list[Candidate] = []
-    for candidate in offered:
-        record = rows.get(_identity(candidate))
-        if record is None:
-            untried.append(candidate)
-        elif record.status == "ok":
-            measured.append((candidate, record))
-    if not measured:
-        chosen = next((c for c in untried if _is_locked(c, locked)), next(iter(untried), None))
-        return None if chosen is None else (chosen, 0)
-    fastest = min(record.time_ns for _, record in measured)
-    tied = [
-        (candidate, int(record.time_ns))
-        for candidate, record in measured
-        if record.time_ns <= fastest * (1 + max(TIE_SHARE, 2 * record.spread))
-    ]
-    return next((item for item in tied if _is_locked(item[0], locked)), tied[0])
 
 
 def _is_locked(candidate: Candidate, locked: Any) -> bool:

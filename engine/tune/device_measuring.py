@@ -28,6 +28,7 @@ from engine.cuda.kernel import Failure
 from engine.errors import DeviceError, DeviceMemoryError, EngineError, KernelError
 from engine.ir.types import Array, DType, TensorType
 from engine.lower.lowering import Compile
+from engine.plan.slots import root_of
 from engine.plan.structure import Program
 from engine.runtime.cuda_binding import CudaBinding
 from engine.runtime.cuda_engine import CudaEngine
@@ -167,7 +168,10 @@ class DeviceMeasurer:
             array = feeds[program.slots[index].name]
             external[index] = self.blocks.guarded(array.nbytes, array)
         for index in program.outputs:
-            slot = program.slots[index]
+            slot, root = program.slots[index], root_of(program, index)
+            if root != index:  # it updates an input in place
+                outputs[slot.name] = external[root]
+                continue
             assert isinstance(slot.type, TensorType)
             nbytes = math.prod(map(int, slot.type.dims)) * slot.type.dtype.nbytes  # type: ignore[arg-type]
             external[index] = outputs[slot.name] = self.blocks.guarded(nbytes)

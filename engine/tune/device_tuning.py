@@ -27,6 +27,9 @@ from engine.tune.tuning import Task
 
 __all__ = ["DeviceTuner", "device_toolchain"]
 
+#: Operands and results of a layer that share their memory.
+Shared = Sequence[tuple[int, int]]
+
 SAMPLES = 20
 #: Largest error of a candidate in units of the spread of a result, by its element type.
 TOLERANCES = {DType.FLOAT16: 2e-2, DType.BFLOAT16: 1e-1}
@@ -113,27 +116,33 @@ class DeviceTuner:
         packed: dict[Any, Array] = {}
         for place, candidate in enumerate(offered):
             try:
-                entrants[place] = self._entrant(graph, candidate, packed)
+                entrants[place] = self._entrant(graph, candidate, packed, task.shared)
             except (EngineError, ValueError) as error:
                 outcomes[place] = Outcome(reason=str(error))
             except KeyError as error:
                 outcomes[place] = Outcome(reason=f"the size {error} has no value at this point")
         if entrants:
-            reference = self._reference(graph, packed)
+            reference = self._reference(graph, packed, task.shared)
             contest = Contest(reference, tuple(entrants.values()), SAMPLES, _tolerance(graph))
             outcomes.update(zip(entrants, self.process.measure(contest), strict=True))
         return [self._record(task, offered[i], outcomes[i]) for i in range(len(offered))]
 
-    def _reference(self, graph: Graph, packed: dict[Any, Array]) -> Entrant:
+    def _reference(self, graph: Graph, packed: dict[Any, Array], shared: Shared) -> Entrant:
         plain = self._plain(graph)
-        return self._entrant(graph, plain[0] if plain else None, packed)
+        return self._entrant(graph, plain[0] if plain else None, packed, shared)
 
     def _entrant(
-        self, graph: Graph, candidate: Candidate | None, packed: dict[Any, Array]
+        self,
+        graph: Graph,
+        candidate: Candidate | None,
+        packed: dict[Any, Array],
+        shared: Shared = (),
     ) -> Entrant:
         """The layer by one candidate, or by its meaning on the host."""
-        choices = {} if candidate is None else {graph.nodes[0].name: (candidate, 0)}
-        lowered = lower(graph, (), choices, self._compile)
+        (node,) = graph.nodes
+        choices = {} if candidate is None else {node.name: (candidate, 0)}
+        updates = {node.outputs[to].name: _named(node.inputs[of]) for of, to in shared}
+        lowered = lower(graph, (), choices, self._compile, updates=updates)
         weights = {name: _made(item, packed) for name, item in lowered.packed.items()}
         images = {name: image.tobytes() for name, image in lowered.images.items()}
         return Entrant(lowered.program, weights, images)
@@ -157,6 +166,11 @@ class DeviceTuner:
 
 def _identity(candidate: Candidate) -> tuple[str, str]:
     return candidate.tactic, json.dumps(dict(candidate.choice), sort_keys=True)
+
+
+def _named(value: Value | None) -> str:
+    assert value is not None
+    return value.name
 
 
 def _made(item: PackedWeight, packed: dict[Any, Array]) -> Array:

@@ -11,9 +11,12 @@ import numpy as np
 from engine.ir.graph import Graph, Node, Value
 from engine.ir.sizes import evaluate
 from engine.ir.types import Array, DType, TensorType, Type
+from engine.ops.cache_update import CachedAttention, CacheUpdate
 from engine.ops.fixed_sizes import fix_sizes
+from engine.ops.fused_attention import FusedAttention
+from engine.ops.operator import Operator
 
-__all__ = ["isolate", "random_array"]
+__all__ = ["isolate", "pin", "random_array"]
 
 #: Random numbers are drawn so often at most; larger tensors repeat them.
 _DISTINCT = (1 << 20) + 7
@@ -38,28 +41,70 @@ def random_array(kind: TensorType, seed: int) -> Array:
     return generator.integers(0, 2, shape).astype(kind.dtype.numpy)
 
 
+def pin(node: Node, point: Mapping[str, int]) -> Node:
+    """The node at a shape point: values of its own with numbers for sizes, the same constants."""
+    copies: dict[int, Value] = {}
+
+    def pinned(value: Value) -> Value:
+        if id(value) not in copies:
+            copy = Value(value.name, _fixed_type(value.type, point))
+            copy.constant, copy.origin = value.constant, value.origin
+            copies[id(value)] = copy
+        return copies[id(value)]
+
+    inputs = [None if value is None else pinned(value) for value in node.inputs]
+    outputs = [pinned(value) for value in node.outputs]
+    return Node(fix_sizes(node.op, point), inputs, outputs, name=node.name, sources=node.sources)
+
+
+def _places(op: Operator, count: int) -> dict[int, int]:
+    """Operands that say how far a cache is filled, with the value that fills it.
+
+    With such a value a layer does all the work that it may have to do.
+    """
+    found: dict[int, int] = {}
+    update = op.key if isinstance(op, CachedAttention) else op
+    if isinstance(update, CacheUpdate):
+        rows = evaluate(update.length, {}) - evaluate(update.sizes[2], {})
+        found[5 if isinstance(op, CachedAttention) else 2] = rows
+    attention = op.attention if isinstance(op, CachedAttention) else op
+    if isinstance(attention, FusedAttention) and attention.position != "none":
+        past = evaluate(attention.past, {})
+        found[count - 1] = max(evaluate(attention.sizes[3], {}) - 1 - past, 0)
+    return found
+
+
 def isolate(node: Node, point: Mapping[str, int]) -> Graph:
     """A graph that holds a copy of one node at a shape point.
 
     Constants keep their shape but hold random data from a seed of the node's operator, so that
-    timings do not depend on a model's weights.
+    timings do not depend on a model's weights. Caches are full: what says how far they are filled
+    is a constant.
     """
     graph = Graph("layer")
     seed = int.from_bytes(hashlib.sha256(str(node.op.name).encode()).digest()[:4], "big")
+    op = fix_sizes(node.op, point)
+    places = _places(op, len(node.inputs))
     copies: dict[int, Value] = {}
     inputs: list[Value | None] = []
     for index, value in enumerate(node.inputs):
         if value is None:
             inputs.append(None)
             continue
-        if id(value) not in copies:
+        if id(value) not in copies and index in places:
+            kind = _fixed_type(value.type, point)
+            assert isinstance(kind, TensorType)
+            shape = tuple(int(dim) for dim in kind.dims)  # type: ignore[arg-type]
+            array = np.full(shape, places[index], kind.dtype.numpy)
+            copies[id(value)] = graph.constant(f"c{index}", array)
+        elif id(value) not in copies:
             copies[id(value)] = _copy(graph, value, index, point, seed)
         inputs.append(copies[id(value)])
     outputs = [
         Value(graph.fresh_name(f"y{index}"), _fixed_type(value.type, point))
         for index, value in enumerate(node.outputs)
     ]
-    copy = Node(fix_sizes(node.op, point), inputs, outputs, name="layer", sources=node.sources)
+    copy = Node(op, inputs, outputs, name="layer", sources=node.sources)
     graph.append(copy)
     graph.outputs = list(outputs)
     graph.output_names = [value.name for value in outputs]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -70,10 +70,17 @@ def layer_description(node: Node) -> dict[str, Any]:
     }
 
 
-def layer_signature(node: Node, points: Mapping[str, int]) -> tuple[str, dict[str, int]]:
-    """The digest of a layer at a shape point, and the point of its own symbols."""
+def layer_signature(
+    node: Node, points: Mapping[str, int], shared: Sequence[tuple[int, int]] = ()
+) -> tuple[str, dict[str, int]]:
+    """The digest of a layer at a shape point, and the point of its own symbols.
+
+    ``shared`` lists operands and results of the layer that share their memory.
+    """
     description = layer_description(node)
     used = description.pop("symbols")
+    if shared:
+        description["shared"] = [list(pair) for pair in shared]
     point = {f"s{index}": points[name] for index, name in enumerate(used) if name in points}
     text = json.dumps([description, point], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest(), point

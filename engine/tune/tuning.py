@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,12 +14,13 @@ from engine.errors import KernelError, OptionError
 from engine.ir.graph import Graph, Node
 from engine.kernels.isa import detect
 from engine.lower.builder import ProgramBuilder
+from engine.lower.updates import shared_operands
 from engine.profile import profile_symbols
 from engine.runtime.compilation import Function, find_compiler, load
 from engine.runtime.kernels import kernel_function
-from engine.tactics import Candidate, candidates, is_last_resort
+from engine.tactics import Candidate, is_last_resort
 from engine.target import CpuTarget, CudaTarget, Target, describe
-from engine.tune.choosing import usual_point
+from engine.tune.choosing import identity, offers, points_of
 from engine.tune.measuring import measure
 from engine.tune.records import TimingRecord, layer_signature
 
@@ -46,13 +47,17 @@ DEVICE_BREADTH = {0: 0, 1: 2, 2: 4, 3: 8, 4: 16, 5: 10_000}
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One layer to measure: its signature, a node that has it, and the candidates that race."""
+    """One layer to measure: its signature, a node that has it, and the candidates that race.
+
+    ``shared`` lists operands and results of the node that share their memory.
+    """
 
     signature: str
     node: Node
     point: Mapping[str, int]
     own_point: Mapping[str, int]
     offered: tuple[Candidate, ...]
+    shared: tuple[tuple[int, int], ...] = ()
 
 
 def toolchain_digest(target: str = "cpu") -> str:
@@ -75,21 +80,25 @@ def _cpu_toolchain() -> str:
 
 
 def tuning_tasks(graph: Graph, options: BuildOptions, known: Iterable[TimingRecord]) -> list[Task]:
-    """The layers for which more than one candidate is offered and some were never measured."""
-    point = usual_point(profile_symbols(graph, options.profile))
+    """The layers for which more than one candidate is offered and some were never measured.
+
+    A layer of symbolic sizes is one task per point at which the profile is tuned.
+    """
     target = describe(options.target)
+    points = points_of(options, profile_symbols(graph, options.profile), target)
+    shared = shared_operands(graph, options.updates) if isinstance(target, CudaTarget) else {}
     measured = {record.key for record in known}
     tasks: dict[str, Task] = {}
-    for node in graph.nodes:
-        offered, _ = candidates(node, options.tactics, point, target)
-        chosen = likeliest(offered, options.level, target)
+    for point, node in itertools.product(points, graph.nodes):
+        found = [item.candidate for item in offers(node, options.tactics, point, target)]
+        chosen = likeliest(found, options.level, target)
         if len(chosen) < 2:
             continue
-        signature, own_point = layer_signature(node, point)
-        keys = [(signature, c.tactic, json.dumps(dict(c.choice), sort_keys=True)) for c in chosen]
-        if all(key in measured for key in keys):
+        pairs = shared.get(node.name, ())
+        signature, own_point = layer_signature(node, point, pairs)
+        if all((signature, *identity(candidate)) in measured for candidate in chosen):
             continue
-        tasks.setdefault(signature, Task(signature, node, point, own_point, tuple(chosen)))
+        tasks.setdefault(signature, Task(signature, node, point, own_point, tuple(chosen), pairs))
     return list(tasks.values())
 
 
