@@ -102,6 +102,20 @@ def _tokens(vocabulary: int, *, mask: bool) -> Callable[[int, torch.Generator], 
     return inputs
 
 
+def _drawn(model: torch.nn.Module) -> torch.nn.Module:
+    """A model whose constant parameters (biases of 0, scales of 1) are drawn as trained ones are.
+
+    Else a compiler could leave additions out that a trained network needs.
+    """
+    generator = torch.Generator().manual_seed(SEED)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all()):
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.add_(noise, alpha=0.02)
+    return model
+
+
 def _settled(model: torch.nn.Module, image: torch.Tensor) -> torch.nn.Module:
     """Batch normalisation with the statistics of a few random images, cumulative averages."""
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
@@ -125,29 +139,29 @@ def _vision(kind: str) -> Callable[[], torch.nn.Module]:
         generator = torch.Generator().manual_seed(SEED)
         if kind == "vit_b_16":
             torch.nn.init.normal_(model.heads.head.weight, std=0.02, generator=generator)
-            return model.eval()
-        return _settled(model, torch.randn(4, 3, 224, 224, generator=generator))
+            return _drawn(model).eval()
+        return _settled(_drawn(model), torch.randn(4, 3, 224, 224, generator=generator))
 
     return build
 
 
 def _unet() -> torch.nn.Module:
     generator = torch.Generator().manual_seed(SEED)
-    return _settled(UNet(), torch.randn(2, 3, 256, 256, generator=generator))
+    return _settled(_drawn(UNet()), torch.randn(2, 3, 256, 256, generator=generator))
 
 
 def _bert() -> torch.nn.Module:
     import transformers
 
     model = transformers.BertModel(transformers.BertConfig(), add_pooling_layer=False)
-    return FirstOutput(model.eval(), "last_hidden_state")
+    return FirstOutput(_drawn(model).eval(), "last_hidden_state")
 
 
 def _gpt2() -> torch.nn.Module:
     import transformers
 
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config())
-    return FirstOutput(model.eval(), "logits", use_cache=False)
+    return FirstOutput(_drawn(model).eval(), "logits", use_cache=False)
 
 
 MODELS: Mapping[str, Model] = {

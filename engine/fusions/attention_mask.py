@@ -300,9 +300,12 @@ def _read_triangle(seen: Array, scores: tuple[Dim, ...], reading: MaskReading) -
     queries, keys = scores[-2:]
     if not isinstance(queries, int) or not isinstance(keys, int) or seen.ndim > len(scores):
         return False
-    if reading.causal or reading.position is not None or any(n != 1 for n in seen.shape[:-2]):
+    if reading.causal or reading.position is not None:
         return False
-    flat = seen.reshape((1, 1, *seen.shape)[-2:])
+    flat = seen.reshape((-1, *(1, 1, *seen.shape)[-2:]))
+    if (flat != flat[:1]).any():
+        return False  # samples or heads differ
+    flat = flat[0]
     full = np.broadcast_to(flat, (queries, keys))
     past = int(full[0].sum()) - 1
     if past < 0 or not np.array_equal(full, np.tri(queries, keys, past, bool)):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from engine.debug.interpret import interpret
+from engine.fusions.attention_mask import read_mask
 from engine.ir.graph import Graph
 from engine.ops.fused_attention import FusedAttention
 from engine.passes import run_pipeline
@@ -97,6 +98,17 @@ def test_a_triangle_is_an_attribute(mask: str, weights: dict[str, Any]) -> None:
     typed = {k: v.astype(np.float16) if v.dtype == float else v for k, v in weights.items()}
     op, _ = fused(body("", mask), **typed)
     assert (op.causal, op.past, op.mask, op.position) == (True, 0, "none", "none")
+
+
+def test_a_triangle_repeated_for_each_sample_is_one_unless_they_differ() -> None:
+    graph = Graph()
+    masks = np.broadcast_to(np.where(TRIANGLE, 0, LOW), (3, 1, 5, 5)).astype(np.float16)
+    same = read_mask(graph, graph.constant("same", masks), (3, 2, 5, 5))
+    assert same.causal and not same.added
+    other = masks.copy()
+    other[1, 0, 0, 4] = 0
+    differs = read_mask(graph, graph.constant("other", other), (3, 2, 5, 5))
+    assert not differs.causal and len(differs.added) == 1
 
 
 def test_a_triangle_of_open_size() -> None:
