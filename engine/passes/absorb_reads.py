@@ -1,7 +1,8 @@
 """A region that only one other reads, point by point, becomes part of its reader.
 
 So an embedding look-up joins the normalisation behind it, and a cast or a mask the region that uses
-it. Regions with reductions stay, and what is read more than once or not in its own order.
+it. Regions with reductions stay, and what is read more than once or not in its own order; a mere
+copy may also be read in part.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ def _absorb(graph: Graph, node: Node) -> bool:
             continue
         source = _spread(region, reader.space)
         made = None if source is None else _inlined(node, value, producer, source)
+        made = made or _read_through(node, value, producer, region)
         if made is None:
             continue
         region, inputs = made
@@ -114,7 +116,8 @@ def _is_plain(node: Node) -> bool:
     if len(node.outputs) != 1 or len(op.stores) != 1:
         return False
     (store,) = op.stores
-    dense = store.offset == 0 and store.strides == contiguous(op.space)
+    pairs = zip(store.strides, contiguous(op.space), op.space)
+    dense = store.offset == 0 and all(a == b for a, b, size in pairs if size != 1)
     return dense and not any(item.function in REDUCTIONS for item in order(store.value))
 
 
@@ -155,6 +158,38 @@ def _inlined(
     )
     shapes = tuple(item.tensor.dims for item in inputs)
     return Region(reader.space, found, stores, shapes), inputs
+
+
+def _read_through(
+    node: Node, value: Value, producer: Node, source: Region
+) -> tuple[Region, list[Value]] | None:
+    """The reader with the reads of a mere copy made where the copy itself reads.
+
+    Such a read may be bounded, as of one part of a concatenation: no other point is computed.
+    """
+    reader, item = node.op, source.loads[0]
+    assert isinstance(reader, Region)
+    copies = len(source.loads) == 1 and source.stores[0].value == load(0, item.dtype)
+    if not copies or value.producer is not producer or item.gather or item.bounds:
+        return None
+    shape, dense = source.space, contiguous(source.space)
+    own = {i for i, other in enumerate(reader.loads) if node.inputs[other.operand] is value}
+    for other in (reader.loads[i] for i in own):
+        if other.offset != 0 or other.gather or len(other.strides) != len(shape):
+            return None
+        if any(a != b for a, b, size in zip(other.strides, dense, shape) if size != 1):
+            return None
+    strides = tuple(step if size != 1 else 0 for step, size in zip(item.strides, shape))
+    inputs = list(dict.fromkeys(v for v in (*producer.inputs, *node.inputs) if v is not None))
+    inputs.remove(value)
+    found = [
+        Load(0, item.dtype, item.offset, strides, None, other.bounds, other.fill)
+        if place in own
+        else _over(other, node, inputs)
+        for place, other in enumerate(reader.loads)
+    ]
+    shapes = tuple(other.tensor.dims for other in inputs)
+    return Region(reader.space, tuple(found), reader.stores, shapes), inputs
 
 
 def _over(item: Load, node: Node, inputs: list[Value]) -> Load:
