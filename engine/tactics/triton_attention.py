@@ -14,6 +14,7 @@ from engine.lower.builder import ProgramBuilder
 from engine.ops.cache_update import CachedAttention, CacheUpdate
 from engine.ops.fused_attention import DTYPES, FusedAttention, HeadAccess
 from engine.plan.device import Pointer
+from engine.plan.structure import Guard
 from engine.tactics.tactic import Candidate, Refusal, register
 from engine.tactics.triton_launch import Argument, parameters
 from engine.target import CudaTarget, Target
@@ -85,14 +86,21 @@ class TritonAttention:
             found += decode_tiles(form, batch * heads * queries, keys, target)
         if layer.cached is None:
             fixed = isinstance(layer.op.sizes[3], int)
+            if not fixed:  # one step for all keys serves as long as they are no more
+                whole = attention_tiles(form, batch * heads, queries, keys, target)
+                found += [tile for tile in whole if tile.single][:3]
             found += attention_tiles(form, batch * heads, queries, keys, target, fixed=fixed)
-        return [self._candidate(tile, target) for tile in found[: MOST + 4]]
+        return [self._candidate(tile, layer.op.sizes[3], target) for tile in found[: MOST + 4]]
 
-    def _candidate(self, tile: AttentionTile | DecodeTile, target: CudaTarget) -> Candidate:
+    def _candidate(
+        self, tile: AttentionTile | DecodeTile, keys: Dim, target: CudaTarget
+    ) -> Candidate:
+        single = isinstance(tile, AttentionTile) and tile.single
         return Candidate(
             self.name,
             tile.to_json(),
             lambda builder, node, layer: emit_attention(builder, node, layer, tile, target),
+            holds=(Guard("<=", keys, tile.keys),) if single else (),
         )
 
 
