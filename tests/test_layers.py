@@ -81,7 +81,7 @@ THIRD_PARTY = {
     "triton": ("engine.templates", "engine.cuda"),
     "cuda": ("engine.cuda",),
     "cudnn": ("engine.cuda",),
-    "cupy": ("engine.runtime",),
+    "cupy": ("engine.cuda",),
 }
 
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from engine.ir.types import Array, DType, Operand, TensorType
+from engine.ops.arrays import as_array
 from engine.ops.operator import Operator, register, tensor
 from engine.ops.precision import widened
 from engine.ops.shapes import normalize_axis
@@ -49,7 +50,7 @@ class ArgExtreme(Operator):
             found = type(self).search(values, axis=axis)
         if self.keepdims:
             found = np.expand_dims(found, axis)
-        return np.asarray(found, np.int64)
+        return as_array(found, np.int64)
 
 
 @register("ArgMax", since=1)

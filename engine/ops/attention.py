@@ -12,6 +12,7 @@ import numpy as np
 
 from engine.ir.sizes import Dim, floordiv
 from engine.ir.types import Array, DType, Operand, Shape, TensorType
+from engine.ops.arrays import as_array
 from engine.ops.dtype_codes import dtype_of_code
 from engine.ops.operator import Operator, register, tensor
 from engine.ops.precision import rounded, widened
@@ -43,13 +44,13 @@ def query_keys(q: Array, k: Array, scale: float) -> Array:
         q, k = q * q.dtype.type(root), k * k.dtype.type(root)
     scores = np.matmul(_grouped(q, k.shape[1]), k[:, :, None].swapaxes(-1, -2))
     scores = scores.reshape(*q.shape[:3], k.shape[2])
-    return np.asarray(scores if root is not None else scores * q.dtype.type(scale))
+    return as_array(scores if root is not None else scores * q.dtype.type(scale))
 
 
 def weigh_values(weights: Array, v: Array) -> Array:
     """Values [N, KV, S, D] added up by weights [N, H, L, S]: [N, H, L, D]."""
     result = np.matmul(_grouped(weights, v.shape[1]), v[:, :, None])
-    return np.asarray(result.reshape(*weights.shape[:3], v.shape[3]))
+    return as_array(result.reshape(*weights.shape[:3], v.shape[3]))
 
 
 def attention_weights(scores: Array) -> Array:
@@ -58,7 +59,7 @@ def attention_weights(scores: Array) -> Array:
     with np.errstate(invalid="ignore"):
         powers = np.exp(scores - np.where(np.isneginf(greatest), 0, greatest))
     total = np.sum(powers, axis=-1, keepdims=True)
-    return np.asarray(powers / np.where(total == 0, 1, total))
+    return as_array(powers / np.where(total == 0, 1, total))
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +163,10 @@ class _Attention(Operator):
         stages = [scores]
         if self.softcap:
             cap = scores.dtype.type(self.softcap)
-            scores = np.asarray(np.tanh(scores / cap) * cap)
+            scores = as_array(np.tanh(scores / cap) * cap)
         stages.append(scores)
         if bias is not None:
-            scores = np.asarray(scores + bias.astype(wide))
+            scores = as_array(scores + bias.astype(wide))
         stages.append(scores)
         weights = attention_weights(scores)
         stages.append(weights)
@@ -189,7 +190,7 @@ class _Attention(Operator):
         if allowed is None:
             return bias
         hidden = np.where(allowed, np.float32(0), np.float32(-np.inf))
-        return hidden if bias is None else np.asarray(bias + hidden)
+        return hidden if bias is None else as_array(bias + hidden)
 
     def _allowed(self, queries: int, keys: int, before: int, lengths: Array | None) -> Array | None:
         """Which query may see which key, [N or 1, 1, L, S]; None for all."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.ir.types import Array, Operand, TensorType
+from engine.ops.arrays import as_array
 from engine.ops.operator import Operator, register, tensor
 from engine.ops.precision import rounded, widened
 
@@ -27,7 +28,7 @@ def _apply(
         return own.reshape(*own.shape, *(1,) * max(trailing, 0))
 
     factor = widened(scale) / np.sqrt(widened(variance) + widened(variance).dtype.type(epsilon))
-    return rounded((wide - along(mean)) * along(np.asarray(factor)) + along(bias), x)
+    return rounded((wide - along(mean)) * along(as_array(factor)) + along(bias), x)
 
 
 def _types(x: Operand, mean: Operand, variance: Operand, count: int) -> list[TensorType]:
@@ -44,7 +45,7 @@ def _statistics(x: Array) -> tuple[Array, Array]:
     keep = x.ndim == 1
     mean = np.mean(wide, axis=axes, keepdims=keep)
     variance = np.var(wide, axis=axes, keepdims=keep)
-    return np.asarray(mean), np.asarray(variance)
+    return as_array(mean), as_array(variance)
 
 
 def _trained(

@@ -15,6 +15,7 @@ import numpy as np
 
 from engine.ir.sizes import Dim, dim_to_json, evaluate
 from engine.ir.types import Array, Operand, TensorType, Type
+from engine.ops.arrays import as_array
 from engine.ops.fused_attention import (
     FusedAttention,
     HeadAccess,
@@ -58,7 +59,7 @@ class CacheUpdate(Operator):
 
     def meaning(self, *inputs: Array) -> Array:
         """Assignment per sample; ValueError when rows leave the cache."""
-        cache, update, place = (np.asarray(item, order="C") for item in inputs)
+        cache, update, place = (as_array(item, order="C") for item in inputs)
         known = solve_symbols(self.operands, [cache, update, place])
         batch, heads, rows = (evaluate(dim, known) for dim in self.sizes)
         length = evaluate(self.length, known)

@@ -9,6 +9,7 @@ import numpy as np
 
 from engine.ir.sizes import Dim
 from engine.ir.types import Array, DType, Operand, TensorType, Type
+from engine.ops.arrays import as_array
 from engine.ops.operator import DOMAIN, Operator, find, register
 from engine.ops.sliding import Windows
 
@@ -67,7 +68,7 @@ class Pool(Operator):
         planar = np.ascontiguousarray(inputs[0].transpose(0, 3, 1, 2))
         result = op.meaning(planar)
         first = result[0] if isinstance(result, tuple) else result
-        return np.ascontiguousarray(np.asarray(first).transpose(0, 2, 3, 1))
+        return np.ascontiguousarray(as_array(first).transpose(0, 2, 3, 1))
 
 
 @register("ChannelShuffle", domain=DOMAIN)
@@ -121,4 +122,4 @@ class ChannelNorm(Operator):
         total = np.zeros_like(x)
         for shift in range(self.size):
             total += squares[..., shift : shift + x.shape[-1]]
-        return np.asarray(x / (self.bias + (self.alpha / self.size) * total) ** self.beta, x.dtype)
+        return as_array(x / (self.bias + (self.alpha / self.size) * total) ** self.beta, x.dtype)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from engine.ir.types import Array, DType, Operand, TensorType
+from engine.ops.arrays import as_array
 from engine.ops.contents import element_count, integers
 from engine.ops.operator import Operator, register, tensor
 from engine.ops.shapes import unknown_shape
@@ -46,7 +47,7 @@ class Constant(Operator):
         if name.startswith("value_"):
             dtype = {"float": np.float32, "int": np.int64}.get(name[6:].rstrip("s"), object)
             return np.array(value, dtype)
-        return np.asarray(value)
+        return as_array(value)
 
 
 @register("ConstantOfShape", since=9)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from engine.ir.types import Operand
+from engine.ops.arrays import as_array
 
 __all__ = ["element_count", "integers", "known_integers"]
 
@@ -15,7 +14,7 @@ __all__ = ["element_count", "integers", "known_integers"]
 def integers(values: Any) -> list[int]:
     """The elements of an integer array; ValueError for one that is a symbolic size."""
     try:
-        return [int(item) for item in np.asarray(values).reshape(-1)]
+        return [int(item) for item in as_array(values).reshape(-1)]
     except TypeError:
         raise ValueError(f"symbolic sizes {values} stand where integers are needed") from None
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from engine.ir.types import Operand, OptionalType, SequenceType, TensorType, Type, UnknownSize
+from engine.ops.arrays import as_array
 from engine.ops.operator import Operator, register
 
 __all__ = ["Body", "ControlOperator", "If", "Loop", "Scan", "SequenceMap"]
@@ -90,7 +91,7 @@ class If(ControlOperator):
         return [merge_types(a, b) for a, b in zip(then, otherwise)]
 
     def run(self, bodies: Sequence[Body], *inputs: Any) -> tuple[Any, ...]:
-        condition = bool(np.asarray(inputs[0]).reshape(-1)[0])
+        condition = bool(as_array(inputs[0]).reshape(-1)[0])
         return tuple(bodies[0 if condition else 1](*inputs[self.formal :]))
 
 
@@ -119,16 +120,16 @@ class Loop(ControlOperator):
 
     def run(self, bodies: Sequence[Body], *inputs: Any) -> tuple[Any, ...]:
         limit = inputs[0] if inputs else None
-        trips = None if limit is None else int(np.asarray(limit).reshape(-1)[0])
+        trips = None if limit is None else int(as_array(limit).reshape(-1)[0])
         start = inputs[1] if len(inputs) > 1 else None
-        going = True if start is None else bool(np.asarray(start).reshape(-1)[0])
+        going = True if start is None else bool(as_array(start).reshape(-1)[0])
         carried, captured = list(inputs[2 : self.formal]), inputs[self.formal :]
         count = len(carried)
         scanned: list[list[Any]] = [[] for _ in range(max(self.output_count - count, 0))]
         turn = 0
         while going and (trips is None or turn < trips):
             results = bodies[0](np.array(turn, np.int64), np.array(going), *carried, *captured)
-            going = bool(np.asarray(results[0]).reshape(-1)[0])
+            going = bool(as_array(results[0]).reshape(-1)[0])
             carried = list(results[1 : 1 + count])
             for column, item in zip(scanned, results[1 + count :]):
                 column.append(np.array(item))
@@ -212,7 +213,7 @@ class Scan(ControlOperator):
         states, captured = list(inputs[:count]), inputs[self.formal :]
         columns = []
         for index, array in enumerate(inputs[count : self.formal]):
-            column = np.moveaxis(np.asarray(array), self._input_axis(index, array.ndim), 0)
+            column = np.moveaxis(as_array(array), self._input_axis(index, array.ndim), 0)
             backwards = (
                 index < len(self.scan_input_directions) and self.scan_input_directions[index]
             )

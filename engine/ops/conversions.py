@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from engine.ir.types import Array, DType
+from engine.ops.arrays import as_array
 
 __all__ = ["convert", "is_narrow", "limits", "wide"]
 
@@ -108,7 +109,7 @@ def convert(array: Array, dtype: DType, *, saturate: bool = True, round_mode: st
 
     ``saturate`` and ``round_mode`` matter for 8-bit floats only, the latter for FLOAT8E8M0.
     """
-    array = np.asarray(array)
+    array = as_array(array)
     if array.dtype == dtype.numpy:
         return array
     if DType.of(array.dtype).is_complex and not dtype.is_complex:
@@ -116,7 +117,7 @@ def convert(array: Array, dtype: DType, *, saturate: bool = True, round_mode: st
     source = DType.of(array.dtype)
     with np.errstate(over="ignore", invalid="ignore"):
         if dtype is DType.BOOL:
-            return np.asarray(wide_array(array) != 0)
+            return as_array(wide_array(array) != 0)
         if dtype.is_integer and source.is_float:
             return _float_to_integer(array, dtype)
         if dtype in _SUB_BYTE:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.ir.types import Array, Operand, TensorType
+from engine.ops.arrays import as_array
 from engine.ops.operator import Operator, register, tensor
 from engine.ops.precision import widened
 from engine.ops.shapes import agree
@@ -31,4 +32,4 @@ class Det(Operator):
 
     def meaning(self, data: Array, /) -> Array:
         """NumPy's determinant (LU decomposition)."""
-        return np.asarray(np.linalg.det(widened(data))).astype(data.dtype, copy=False)
+        return as_array(np.linalg.det(widened(data))).astype(data.dtype, copy=False)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.ir.types import Array, DType, Operand, TensorType
+from engine.ops.arrays import as_array
 from engine.ops.operator import Operator, register, tensor
 from engine.ops.precision import rounded, widened
 
@@ -69,12 +70,12 @@ class Dropout(Operator):
         self, data: Array, ratio: Array | None = None, training: Array | None = None, /
     ) -> tuple[Array, Array]:
         """Survivors are divided by the probability to survive."""
-        share = 0.5 if ratio is None else float(np.asarray(ratio).reshape(()))
+        share = 0.5 if ratio is None else float(as_array(ratio).reshape(()))
         if training is None or not bool(training) or share == 0:
             return data, np.ones(data.shape, bool)
         if not 0 <= share < 1:
             raise ValueError(f"ratio is {share}, expected a number from 0 to below 1")
-        drawn = np.asarray(np.random.RandomState(self.seed).uniform(0.0, 1.0, data.shape))
-        kept = np.asarray(drawn >= share)
+        drawn = as_array(np.random.RandomState(self.seed).uniform(0.0, 1.0, data.shape))
+        kept = as_array(drawn >= share)
         wide = widened(data)
         return rounded(np.where(kept, wide / wide.dtype.type(1 - share), 0), data), kept

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.ir.types import Array, Dim, Operand, Shape, TensorType
+from engine.ops.arrays import as_array
 from engine.ops.operator import Operator, register, tensor
 from engine.ops.precision import widened
 from engine.ops.shapes import broadcast, unknown_shape
@@ -91,7 +92,7 @@ class Einsum(Operator):
             arguments += [widened(item), [names[label] for label in term]]
         arguments.append([names[label] for label in output])
         result = np.einsum(*arguments, optimize=len(inputs) > 1)  # type: ignore[call-overload]
-        return np.asarray(result).astype(inputs[0].dtype, copy=False)
+        return as_array(result).astype(inputs[0].dtype, copy=False)
 
     def _axes(self, ranks: Sequence[int]) -> tuple[list[list[str]], list[str]]:
         terms, output = parse_equation(self.equation)
@@ -139,7 +140,7 @@ def _product(inputs: Sequence[Array], labels: Sequence[list[str]], output: list[
 
     a = ordered(left, first, batch, rows, inner)
     b = ordered(right, second, batch, inner, columns)
-    result = np.asarray(np.matmul(a, b))
+    result = as_array(np.matmul(a, b))
     order = batch + rows + columns
     spread = result.reshape([sizes[label] for label in order])
     return spread.transpose([order.index(label) for label in output])
@@ -149,4 +150,4 @@ def _sum_alone(data: Array, term: list[str], wanted: set[str]) -> tuple[Array, l
     """The operand summed over the labels that occur nowhere else."""
     alone = tuple(axis for axis, label in enumerate(term) if label not in wanted)
     summed = np.add.reduce(data, axis=alone, dtype=data.dtype) if alone else data
-    return np.asarray(summed), [label for label in term if label in wanted]
+    return as_array(summed), [label for label in term if label in wanted]

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from engine.ir.types import Array, DType, TensorType, Type
+from engine.ops.arrays import as_array
 from engine.ops.conversions import is_narrow
 from engine.ops.expression import Expression, cast, constant, evaluate, load
 from engine.ops.operator import Operator, find, register, tensor
@@ -83,7 +84,7 @@ class ElementwiseOperator(Operator):
 
     def meaning(self, *inputs: Any) -> Array:
         """The expression, evaluated over the broadcast inputs (arrays, or arrays of sizes)."""
-        arrays = [None if item is None else np.asarray(item) for item in inputs]
+        arrays = [None if item is None else as_array(item) for item in inputs]
         if any(item is not None and holds_sizes(item) for item in arrays):
             return evaluate_sizes(self._over([_size_dtype(item) for item in arrays]), arrays)
         expression = self._over([None if a is None else DType.of(a.dtype) for a in arrays])

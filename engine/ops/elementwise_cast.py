@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from engine.ir.types import Array, DType, Operand, TensorType, Type
+from engine.ops.arrays import as_array
 from engine.ops.conversions import convert, wide_array
 from engine.ops.dtype_codes import dtype_of_code
 from engine.ops.elementwise import ElementwiseOperator
@@ -99,7 +100,7 @@ class _Conversion(ElementwiseOperator):
         return cast(x, dtype)
 
     def _convert(self, x: Any, dtype: DType) -> Array:
-        array = np.asarray(x)
+        array = as_array(x)
         if dtype is not DType.STRING and holds_sizes(array):
             source = DType.BOOL if holds_conditions(array) else DType.INT64
             return evaluate_sizes(cast(load(0, source), dtype), [array])
@@ -170,7 +171,7 @@ class _CastLike(_Conversion):
 
     def meaning(self, x: Any, like: Any, /) -> Array:
         """The first array in the second one's type."""
-        other = np.asarray(like)
+        other = as_array(like)
         return self._convert(x, DType.INT64 if holds_sizes(other) else DType.of(other.dtype))
 
 

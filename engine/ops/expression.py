@@ -20,6 +20,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from engine.ir.types import Array, DType
+from engine.ops.arrays import as_array
 from engine.ops.conversions import convert, is_narrow, limits, round_to, wide_array
 from engine.ops.functions import FUNCTIONS, REDUCTIONS, result_type
 
@@ -246,7 +247,7 @@ def evaluate_roots(
             if node.function in ("load", "index"):
                 values[node] = leaf(node)
             elif node.function == "constant":
-                values[node] = np.asarray(node.value).astype(node.dtype.numpy)
+                values[node] = as_array(node.value).astype(node.dtype.numpy)
             else:
                 spare = [item for item in node.operands if last[item] == step and item in owned]
                 inputs = [values[item] for item in node.operands]
@@ -271,13 +272,13 @@ def _apply(
     row = FUNCTIONS[node.function]
     if is_narrow(node.operands[-1].dtype) and node.function != "select":
         result = row.numpy(*[wide_array(item) for item in inputs])
-        return np.asarray(result) if row.boolean else round_to(np.asarray(result), node.dtype)
+        return as_array(result) if row.boolean else round_to(as_array(result), node.dtype)
     if isinstance(row.numpy, np.ufunc):
         shape = np.broadcast_shapes(*(item.shape for item in inputs))
         for item in spare:
             if item.shape == shape and item.dtype == node.dtype.numpy and item.flags.writeable:
-                return np.asarray(row.numpy(*inputs, out=item))
-    result = np.asarray(row.numpy(*inputs))
+                return as_array(row.numpy(*inputs, out=item))
+    result = as_array(row.numpy(*inputs))
     return result if result.dtype == node.dtype.numpy else result.astype(node.dtype.numpy)
 
 
@@ -290,8 +291,8 @@ def _reduce(node: Expression, values: Array, axis: int, length: int | None) -> A
     row = REDUCTIONS[node.function]
     result = row.numpy(wide_array(values), axis=axis, keepdims=True)
     if is_narrow(node.dtype):
-        return round_to(np.asarray(result), node.dtype)
-    return np.asarray(result).astype(node.dtype.numpy, copy=False)
+        return round_to(as_array(result), node.dtype)
+    return as_array(result).astype(node.dtype.numpy, copy=False)
 
 
 def number_to_json(value: Number | None) -> Any:

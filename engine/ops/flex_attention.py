@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from engine.ir.types import Array, DType, Operand, TensorType, Type
+from engine.ops.arrays import as_array
 from engine.ops.attention import query_keys, weigh_values
 from engine.ops.control import Body, ControlOperator
 from engine.ops.conversions import convert
@@ -75,7 +76,7 @@ class FlexAttention(ControlOperator):
 
     def meaning(self, query: Array, key: Array, value: Array, /) -> Array:
         """Attention without bodies."""
-        return np.asarray(self.run((), query, key, value)[0])
+        return as_array(self.run((), query, key, value)[0])
 
     def run(self, bodies: Sequence[Body], *inputs: Any) -> tuple[Any, ...]:
         """Scores in at least float32; the bodies see them in the softmax's type."""
@@ -87,9 +88,9 @@ class FlexAttention(ControlOperator):
         scores = query_keys(widened(query).astype(wide), widened(key).astype(wide), float(scale))
         if bodies:
             (changed,) = bodies[0](convert(scores, precision), *captured)
-            scores = np.asarray(changed).astype(wide)
+            scores = as_array(changed).astype(wide)
         weights = softmax(scores, -1)
         if bodies:
             (changed,) = bodies[1](convert(weights, precision), *captured)
-            weights = np.asarray(changed).astype(wide)
+            weights = as_array(changed).astype(wide)
         return (rounded(weigh_values(weights, widened(value).astype(wide)), query),)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from engine.ir.types import Array, DType
+from engine.ops.arrays import as_array
 from engine.ops.special import erf
 
 __all__ = ["FUNCTIONS", "REDUCTIONS", "Function", "kind", "result_type"]
@@ -53,35 +54,33 @@ def _unsigned(array: Array) -> bool:
 
 def _divide(a: Array, b: Array) -> Array:
     if a.dtype.kind not in "iu":
-        return np.asarray(np.divide(a, b))
-    quotient = np.asarray(np.floor_divide(a, b))
+        return as_array(np.divide(a, b))
+    quotient = as_array(np.floor_divide(a, b))
     if _unsigned(a):
         return quotient
     inexact = (quotient * b != a) & ((a < 0) != (b < 0)) & (b != 0)
-    return np.asarray(quotient + inexact.astype(a.dtype))
+    return as_array(quotient + inexact.astype(a.dtype))
 
 
 def _shift_left(a: Array, b: Array) -> Array:
     width = a.dtype.itemsize * 8
     fits = (b >= 0) & (b < width)
-    return np.asarray(np.where(fits, np.left_shift(a, np.where(fits, b, 0)), a.dtype.type(0)))
+    return as_array(np.where(fits, np.left_shift(a, np.where(fits, b, 0)), a.dtype.type(0)))
 
 
 def _shift_right(a: Array, b: Array) -> Array:
     width = a.dtype.itemsize * 8
     beyond = (b < 0) | (b >= width)
     return (
-        np.asarray(np.right_shift(a, np.where(beyond, width - 1, b).astype(a.dtype)))
+        as_array(np.right_shift(a, np.where(beyond, width - 1, b).astype(a.dtype)))
         if (not _unsigned(a))
-        else np.asarray(
-            np.where(beyond, a.dtype.type(0), np.right_shift(a, np.where(beyond, 0, b)))
-        )
+        else as_array(np.where(beyond, a.dtype.type(0), np.right_shift(a, np.where(beyond, 0, b))))
     )
 
 
 def _power(a: Array, b: Array) -> Array:
     if a.dtype.kind == "f":
-        return np.asarray(np.power(a, b))
+        return as_array(np.power(a, b))
     a, b = np.broadcast_arrays(a, b)
     result = np.ones_like(a)
     exponent, factor = np.where(b > 0, b, 0).astype(np.uint64), a.copy()
@@ -90,30 +89,30 @@ def _power(a: Array, b: Array) -> Array:
         factor = factor * factor
         exponent = exponent >> np.uint64(1)
     if _unsigned(a):
-        return np.asarray(result)
+        return as_array(result)
     odd = np.where(b & 1 != 0, a, a * a)  # 1 and -1 are the only integers with integer inverses
-    return np.asarray(np.where(b < 0, np.where(np.abs(a) == 1, odd, 0), result).astype(a.dtype))
+    return as_array(np.where(b < 0, np.where(np.abs(a) == 1, odd, 0), result).astype(a.dtype))
 
 
 def _fmod(a: Array, b: Array) -> Array:
-    return np.asarray(np.fmod(a, b))
+    return as_array(np.fmod(a, b))
 
 
 def _sigmoid(a: Array) -> Array:
     e = np.exp(-np.abs(a))
-    return np.asarray(np.where(a >= 0, a.dtype.type(1), e) / (a.dtype.type(1) + e))
+    return as_array(np.where(a >= 0, a.dtype.type(1), e) / (a.dtype.type(1) + e))
 
 
 def _rsqrt(a: Array) -> Array:
-    return np.asarray(a.dtype.type(1) / np.sqrt(a))
+    return as_array(a.dtype.type(1) / np.sqrt(a))
 
 
 def _reciprocal(a: Array) -> Array:
-    return np.asarray(a.dtype.type(1) / a)
+    return as_array(a.dtype.type(1) / a)
 
 
 def _sign(a: Array) -> Array:
-    return np.asarray(np.sign(a))
+    return as_array(np.sign(a))
 
 
 def _row(

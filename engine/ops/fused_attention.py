@@ -10,6 +10,7 @@ import numpy as np
 
 from engine.ir.sizes import Dim, dim_from_json, dim_to_json, evaluate
 from engine.ir.types import Array, DType, Operand, TensorType, Type
+from engine.ops.arrays import as_array
 from engine.ops.operator import DOMAIN, Operator, register
 from engine.ops.region import solve_symbols
 
@@ -98,7 +99,7 @@ class FusedAttention(Operator):
         return [TensorType(self.dtype, self.shape)]
 
     def meaning(self, *inputs: Array) -> Array:
-        arrays = [np.asarray(item, order="C") for item in inputs]
+        arrays = [as_array(item, order="C") for item in inputs]
         known = solve_symbols(self.operands, arrays)
         batch, heads, queries, keys = (evaluate(dim, known) for dim in self.sizes)
         shared = -(-heads // self.group)
@@ -136,7 +137,7 @@ class FusedAttention(Operator):
             last = last + np.arange(queries)[:, None]
         if self.position_place is not None:
             last = last + arrays[self.position_place].reshape(-1, 1, 1, 1).astype(np.int64)
-        return np.asarray(last)
+        return as_array(last)
 
     def attributes(self) -> dict[str, Any]:
         """Everything as JSON; sizes that may be symbolic in their own form."""
@@ -204,7 +205,7 @@ def _read(
     array: Array, access: HeadAccess, shape: tuple[int, ...], known: Mapping[str, int]
 ) -> Array:
     """A strided operand as float32."""
-    return np.asarray(head_view(array, access, shape, known), np.float32)
+    return as_array(head_view(array, access, shape, known), np.float32)
 
 
 def head_view(

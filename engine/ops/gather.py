@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.ir.types import Array, Operand, TensorType
+from engine.ops.arrays import as_array
 from engine.ops.operator import Operator, register, tensor
 from engine.ops.shapes import agree, normalize_axis
 
@@ -36,7 +37,7 @@ class Gather(Operator):
     def meaning(self, data: Array, indices: Array, /) -> Array:
         """NumPy's take; IndexError for an index outside the axis."""
         axis = normalize_axis(self.axis, data.ndim)
-        places = np.asarray(indices, np.int64)
+        places = as_array(indices, np.int64)
         taken = np.take(data, places.reshape(-1), axis)
         return taken.reshape((*data.shape[:axis], *places.shape, *data.shape[axis + 1 :]))
 
@@ -62,13 +63,13 @@ class GatherElements(Operator):
 
     def meaning(self, data: Array, indices: Array, /) -> Array:
         """NumPy's indexing with the index arrays of all axes."""
-        return np.asarray(data[element_index(indices, normalize_axis(self.axis, data.ndim))])
+        return as_array(data[element_index(indices, normalize_axis(self.axis, data.ndim))])
 
 
 def element_index(indices: Array, axis: int) -> tuple[Array, ...]:
     """Index arrays, one per axis: the entry's own place, and its content along ``axis``."""
     index = list(np.ogrid[tuple(slice(size) for size in indices.shape)])
-    index[axis] = np.asarray(indices, np.int64)
+    index[axis] = as_array(indices, np.int64)
     return tuple(index)
 
 
@@ -103,7 +104,7 @@ class GatherND(Operator):
         count = math.prod(data.shape[:batch])
         inner = math.prod(indices.shape[batch:-1])
         flat = data.reshape((count, *data.shape[batch:]))
-        places = np.asarray(indices, np.int64).reshape(count, inner, length)
+        places = as_array(indices, np.int64).reshape(count, inner, length)
         rows = np.arange(count)[:, None]
         taken: Array = flat[(rows, *np.moveaxis(places, -1, 0))]
         return taken.reshape((*indices.shape[:-1], *data.shape[batch + length :]))

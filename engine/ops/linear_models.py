@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.ir.types import Array, Operand, Type
+from engine.ops.arrays import as_array
 from engine.ops.operator import Operator, register
 from engine.ops.score_transforms import (
     ML,
@@ -34,7 +35,7 @@ def linear_scores(
     if intercepts and len(intercepts) != targets:
         raise ValueError(f"{len(intercepts)} intercepts, expected {targets}")
     offset = np.array(intercepts or 0, np.float32).astype(np.float64)
-    return np.asarray(rows @ weights.reshape(targets, -1).T + offset)
+    return as_array(rows @ weights.reshape(targets, -1).T + offset)
 
 
 @register("LinearRegressor", since=1, domain=ML)

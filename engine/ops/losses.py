@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.ir.types import Array, Operand, TensorType
+from engine.ops.arrays import as_array
 from engine.ops.operator import Operator, register, tensor
 from engine.ops.precision import rounded, widened
 from engine.ops.shapes import agree
@@ -38,12 +39,12 @@ def _likelihood_loss(
     factors = counted.astype(log_probability.dtype)
     if weight is not None:
         factors = np.where(counted, weight[index], 0).astype(log_probability.dtype)
-    losses = np.asarray(np.where(counted, -chosen * factors, 0))
+    losses = as_array(np.where(counted, -chosen * factors, 0))
     if reduction == "none":
         return losses
-    total = np.asarray(np.sum(losses, dtype=losses.dtype))
+    total = as_array(np.sum(losses, dtype=losses.dtype))
     with np.errstate(invalid="ignore"):
-        return total if reduction == "sum" else np.asarray(total / np.sum(factors))
+        return total if reduction == "sum" else as_array(total / np.sum(factors))
 
 
 def _loss_type(scores: Operand, target: Operand, reduction: str) -> TensorType:

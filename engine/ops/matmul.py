@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.ir.types import Array, DType, Operand, Shape, TensorType
+from engine.ops.arrays import as_array
 from engine.ops.operator import Operator, register, tensor
 from engine.ops.precision import widened
 from engine.ops.shapes import agree, broadcast, unknown_shape
@@ -42,7 +43,7 @@ class MatMul(Operator):
 
     def meaning(self, left: Array, right: Array, /) -> Array:
         """NumPy's matmul."""
-        product: Array = np.asarray(np.matmul(widened(left), widened(right)))
+        product: Array = as_array(np.matmul(widened(left), widened(right)))
         return product.astype(left.dtype, copy=False)
 
 
@@ -120,4 +121,4 @@ class MatMulInteger(Operator):
             a -= left_zero[:, None] if left_zero.ndim == 1 and left_zero.size > 1 else left_zero
         if right_zero is not None:
             b -= right_zero
-        return np.asarray(np.matmul(a, b)).astype(np.int64).astype(np.int32)
+        return as_array(np.matmul(a, b)).astype(np.int64).astype(np.int32)

@@ -9,6 +9,7 @@ import numpy as np
 
 from engine.ir.sizes import Dim
 from engine.ir.types import Array, DType, Operand, TensorType, Type
+from engine.ops.arrays import as_array
 from engine.ops.operator import Operator, register
 from engine.ops.score_transforms import ML
 from engine.ops.shapes import same_as
@@ -54,7 +55,7 @@ class Binarizer(Operator):
         return same_as(x)
 
     def meaning(self, x: Array, /) -> Array:
-        return np.asarray(x > self.threshold).astype(x.dtype)
+        return as_array(x > self.threshold).astype(x.dtype)
 
 
 @register("FeatureVectorizer", since=1, domain=ML)
@@ -113,7 +114,7 @@ class Imputer(Operator):
         columns = x.shape[-1] if x.ndim else 1
         if len(values) not in (1, columns):
             raise ValueError(f"{len(values)} imputed values, expected 1 or {columns}")
-        old = np.isnan(x) if np.isnan(replaced) else x == np.asarray(replaced, x.dtype)
+        old = np.isnan(x) if np.isnan(replaced) else x == as_array(replaced, x.dtype)
         return np.where(old, np.array(values, x.dtype), x).reshape(x.shape)
 
 
@@ -140,7 +141,7 @@ class Normalizer(Operator):
             divisor = np.sqrt((wide * wide).sum(axis=axis, keepdims=True))
         else:
             raise ValueError(f"norm is {self.norm!r}, expected MAX, L1 or L2")
-        return np.asarray(wide / np.where(divisor == 0, 1, divisor)).astype(np.float32)
+        return as_array(wide / np.where(divisor == 0, 1, divisor)).astype(np.float32)
 
 
 @register("Scaler", since=1, domain=ML)
@@ -162,4 +163,4 @@ class Scaler(Operator):
         offset = np.array(self.offset or (0.0,), np.float32).astype(np.float64)
         scale = np.array(self.scale or (1.0,), np.float32).astype(np.float64)
         scaled = (x.astype(np.float64) - offset) * scale
-        return np.asarray(scaled).reshape(x.shape).astype(np.float32)
+        return as_array(scaled).reshape(x.shape).astype(np.float32)

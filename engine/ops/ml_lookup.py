@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from engine.ir.types import Array, DType, MapType, Operand, SequenceType, TensorType, Type
+from engine.ops.arrays import as_array
 from engine.ops.operator import Operator, register
 from engine.ops.score_transforms import ML
 from engine.ops.shapes import unknown
@@ -194,7 +195,7 @@ class OneHotEncoder(Operator):
         if not self.zeros and (found < 0).any():
             odd = plain[found < 0].ravel()[0]
             raise ValueError(f"the element {odd!r} is none of the {len(place)} categories")
-        return np.asarray(found[..., None] == np.arange(len(place))).astype(np.float32)
+        return as_array(found[..., None] == np.arange(len(place))).astype(np.float32)
 
 
 @register("DictVectorizer", since=1, domain=ML)

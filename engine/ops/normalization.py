@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.ir.types import Array, DType, Operand, TensorType
+from engine.ops.arrays import as_array
 from engine.ops.dtype_codes import dtype_of_code
 from engine.ops.operator import Operator, register, tensor
 from engine.ops.precision import rounded, widened
@@ -34,8 +35,8 @@ def standardized(x: Array, axes: Ints, epsilon: float) -> tuple[Array, Array, Ar
     mean = np.mean(x, axis=axes, keepdims=True, dtype=x.dtype)
     centred = x - mean
     variance = np.mean(np.square(centred), axis=axes, keepdims=True, dtype=x.dtype)
-    inverse = np.asarray(1 / np.sqrt(variance + x.dtype.type(epsilon)))
-    return centred * inverse, np.asarray(mean), inverse
+    inverse = as_array(1 / np.sqrt(variance + x.dtype.type(epsilon)))
+    return centred * inverse, as_array(mean), inverse
 
 
 def _per_channel(values: Array, rank: int) -> Array:

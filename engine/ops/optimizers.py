@@ -13,6 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from engine.ir.types import Array, Operand, Type
+from engine.ops.arrays import as_array
 from engine.ops.operator import Operator, register
 
 __all__ = ["Adagrad", "Adam", "Momentum"]
@@ -46,7 +47,7 @@ class Optimizer(Operator):
         rows = [self.step(r, t, *values[index::count]) for index in range(count)]
         columns = zip(*rows, strict=True)
         return tuple(
-            np.asarray(item, values[place].dtype)
+            as_array(item, values[place].dtype)
             for column in columns
             for place, item in enumerate(column)
         )

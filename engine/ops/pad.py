@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.ir.types import Array, Dim, DType, Operand, Shape, TensorType
+from engine.ops.arrays import as_array
 from engine.ops.contents import integers, known_integers
 from engine.ops.operator import Operator, register, tensor
 from engine.ops.shapes import normalize_axes, unknown, unknown_shape
@@ -70,9 +71,9 @@ def _source(places: Array, size: int, mode: str) -> Array:
     if mode == "edge":
         return np.clip(places, 0, size - 1)
     if mode == "wrap":
-        return np.asarray(places % max(size, 1))
+        return as_array(places % max(size, 1))
     period = max(2 * (size - 1), 1)
-    return np.asarray((size - 1) - np.abs(places % period - (size - 1)))
+    return as_array((size - 1) - np.abs(places % period - (size - 1)))
 
 
 @register("Pad", since=2)

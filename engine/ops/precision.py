@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from engine.ir.types import Array, DType
+from engine.ops.arrays import as_array
 
 __all__ = ["is_narrow_float", "rounded", "widened"]
 
@@ -23,4 +24,4 @@ def widened(array: Array) -> Array:
 
 def rounded(values: Any, like: Array) -> Array:
     """A result computed in a wide type as an array of the type of ``like``."""
-    return np.asarray(values).astype(like.dtype, copy=False)
+    return as_array(values).astype(like.dtype, copy=False)

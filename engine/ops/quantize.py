@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.ir.types import Array, DType, Operand, TensorType
+from engine.ops.arrays import as_array
 from engine.ops.conversions import convert, limits
 from engine.ops.dtype_codes import dtype_of_code
 from engine.ops.matmul import matmul_shape
@@ -43,7 +44,7 @@ def requantize(values: Array, zero: Array | None, dtype: DType | None = None) ->
     if not kind.is_integer:
         return convert(values, kind)
     low, high = limits(kind)
-    values = np.asarray(np.clip(values, low, high))
+    values = as_array(np.clip(values, low, high))
     values[np.isnan(values)] = 0
     return values.astype(np.int64 if kind.nbytes == 4 else np.int32).astype(kind.numpy)
 
@@ -78,11 +79,11 @@ def _divide(x: Array, scale: Array, precision: DType | None) -> Array:
         if precision is DType.FLOAT8E8M0:  # a bare power of two cannot hold a quotient
             precision = DType.of(x.dtype)
     if precision in (DType.FLOAT64, DType.INT32):
-        return np.asarray(x.astype(np.float64) / scale.astype(np.float64))
+        return as_array(x.astype(np.float64) / scale.astype(np.float64))
     with np.errstate(all="ignore"):
         left = x if x.dtype == np.float32 else convert(x, precision).astype(np.float32)
         right = scale if scale.dtype == np.float32 else scale.astype(np.float32)
-        quotient = np.asarray(left / right)
+        quotient = as_array(left / right)
         return quotient.astype(precision.numpy).astype(np.float32, copy=False)
 
 
@@ -244,7 +245,7 @@ def _dequantized(
         value = value - spread(zero, x.shape, axis, block).astype(value.dtype)
     factor = spread(scale, x.shape, axis, block)
     product = value.astype(np.float32, copy=False) * widened(factor).astype(np.float32, copy=False)
-    return convert(np.asarray(product), kind)
+    return convert(as_array(product), kind)
 
 
 def _dequantized_type(x: Operand, scale: Operand, output_dtype: int = 0) -> list[TensorType]:
@@ -341,10 +342,10 @@ class DynamicQuantizeLinear(Operator):
         """The scale is the range / 255, or 1 when the range is empty."""
         least = np.minimum(x.min(initial=0), x.dtype.type(0))
         greatest = np.maximum(x.max(initial=0), x.dtype.type(0))
-        scale = np.asarray((greatest - least) / x.dtype.type(255))
+        scale = as_array((greatest - least) / x.dtype.type(255))
         if greatest == least:
             scale = np.ones_like(scale)
-        zero = np.asarray(np.rint(np.clip(-least / scale, 0, 255)).astype(np.uint8))
+        zero = as_array(np.rint(np.clip(-least / scale, 0, 255)).astype(np.uint8))
         return requantize(x / scale, zero), scale, zero
 
 
@@ -393,6 +394,6 @@ class QLinearMatMul(Operator):
         """A product in float64, exact for integers, times a_scale * b_scale / y_scale."""
         left = a.astype(np.float64) - _along_rows(a_zero.astype(np.float64))
         right = b.astype(np.float64) - b_zero.astype(np.float64)
-        product = np.asarray(np.matmul(left, right)).astype(np.float32)
+        product = as_array(np.matmul(left, right)).astype(np.float32)
         scale = _along_rows(widened(a_scale)) * widened(b_scale) / widened(y_scale)
-        return requantize(np.asarray(product * scale), y_zero)
+        return requantize(as_array(product * scale), y_zero)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.ir.types import Array, DType, Operand, TensorType
+from engine.ops.arrays import as_array
 from engine.ops.dtype_codes import dtype_of_code
 from engine.ops.operator import Operator, register, tensor
 from engine.ops.shapes import unknown_shape
@@ -61,7 +62,7 @@ class RandomNormal(Operator):
     def meaning(self, /) -> Array:
         """Drawn in float64 and rounded once."""
         drawn = generator(self.seed).normal(self.mean, self.scale, self.shape)
-        return np.asarray(drawn).astype(dtype_of_code(self.dtype).numpy)
+        return as_array(drawn).astype(dtype_of_code(self.dtype).numpy)
 
 
 @register("RandomUniform", since=1)
@@ -83,7 +84,7 @@ class RandomUniform(Operator):
     def meaning(self, /) -> Array:
         """Drawn in float64 and rounded once."""
         drawn = generator(self.seed).uniform(self.low, self.high, self.shape)
-        return np.asarray(drawn).astype(dtype_of_code(self.dtype).numpy)
+        return as_array(drawn).astype(dtype_of_code(self.dtype).numpy)
 
 
 @register("RandomNormalLike", since=1)
@@ -104,7 +105,7 @@ class RandomNormalLike(Operator):
     def meaning(self, data: Array, /) -> Array:
         """Drawn in float64 and rounded once."""
         drawn = generator(self.seed).normal(self.mean, self.scale, data.shape)
-        return np.asarray(drawn).astype(_dtype(data, self.dtype).numpy)
+        return as_array(drawn).astype(_dtype(data, self.dtype).numpy)
 
 
 @register("RandomUniformLike", since=1)
@@ -125,7 +126,7 @@ class RandomUniformLike(Operator):
     def meaning(self, data: Array, /) -> Array:
         """Drawn in float64 and rounded once."""
         drawn = generator(self.seed).uniform(self.low, self.high, data.shape)
-        return np.asarray(drawn).astype(_dtype(data, self.dtype).numpy)
+        return as_array(drawn).astype(_dtype(data, self.dtype).numpy)
 
 
 @register("Bernoulli", since=15)
@@ -144,7 +145,7 @@ class Bernoulli(Operator):
     def meaning(self, data: Array, /) -> Array:
         """A comparison with uniform numbers in [0, 1)."""
         drawn = generator(self.seed).random(data.shape)
-        ones = np.asarray(drawn < data.astype(np.float64))
+        ones = as_array(drawn < data.astype(np.float64))
         return ones.astype(_dtype(data, self.dtype).numpy)
 
 
@@ -173,4 +174,4 @@ class Multinomial(Operator):
         edges = np.cumsum(weights, axis=1)
         drawn = generator(self.seed).random((len(data), self.sample_size)) * edges[:, -1:]
         classes = (drawn[:, :, None] >= edges[:, None, :]).sum(axis=2)
-        return np.asarray(classes).astype(dtype_of_code(self.dtype).numpy)
+        return as_array(classes).astype(dtype_of_code(self.dtype).numpy)

@@ -9,6 +9,7 @@ import numpy as np
 
 from engine.ir.sizes import ceildiv, maximum
 from engine.ir.types import Array, Dim, Operand, TensorType
+from engine.ops.arrays import as_array
 from engine.ops.contents import integers
 from engine.ops.operator import Operator, register, tensor
 from engine.ops.precision import is_narrow_float, widened
@@ -40,7 +41,7 @@ class Range(Operator):
         values = [item.value for item in (start, limit, delta)]
         if any(value is None for value in values):
             return [TensorType(dtype, (unknown(),))]
-        first_value, last_value, step_value = (np.asarray(value) for value in values)
+        first_value, last_value, step_value = (as_array(value) for value in values)
         return [TensorType(dtype, (_float_length(first_value, last_value, step_value),))]
 
     def meaning(self, start: Array, limit: Array, delta: Array, /) -> Array:
@@ -48,12 +49,12 @@ class Range(Operator):
         dtype = start.dtype
         if dtype.kind in "iuO":
             length = integers(_length(*(item.reshape(-1)[0] for item in (start, limit, delta))))[0]
-            return np.asarray(start + np.arange(length).astype(dtype) * delta).reshape(length)
+            return as_array(start + np.arange(length).astype(dtype) * delta).reshape(length)
         length = _float_length(start, limit, delta)
         if is_narrow_float(start) and self.stash_type:
             start, delta = widened(start), widened(delta)
         steps = np.arange(length).astype(start.dtype) * delta.reshape(())
-        return np.asarray(start.reshape(()) + steps).astype(dtype)
+        return as_array(start.reshape(()) + steps).astype(dtype)
 
 
 def _length(start: Dim, limit: Dim, delta: Dim) -> Dim:

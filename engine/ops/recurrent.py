@@ -13,6 +13,7 @@ import numpy as np
 
 from engine.ir.sizes import Dim
 from engine.ir.types import Array, Operand, Shape, TensorType
+from engine.ops.arrays import as_array
 from engine.ops.operator import Operator, register, tensor
 from engine.ops.precision import rounded, widened
 from engine.ops.shapes import unknown
@@ -27,7 +28,7 @@ Step = Callable[[Array, States], States]
 
 def _sigmoid(x: Array) -> Array:
     with np.errstate(over="ignore"):
-        return np.asarray(1 / (1 + np.exp(-x)))
+        return as_array(1 / (1 + np.exp(-x)))
 
 
 def _elu(x: Array, alpha: float) -> Array:
@@ -37,15 +38,15 @@ def _elu(x: Array, alpha: float) -> Array:
 #: Functions of x, alpha and beta, and the values of alpha and beta when none are given.
 _ACTIVATIONS: dict[str, tuple[Callable[[Array, float, float], Array], tuple[float, ...]]] = {
     "relu": (lambda x, a, b: np.maximum(x, 0), ()),
-    "tanh": (lambda x, a, b: np.asarray(np.tanh(x)), ()),
+    "tanh": (lambda x, a, b: as_array(np.tanh(x)), ()),
     "sigmoid": (lambda x, a, b: _sigmoid(x), ()),
     "softsign": (lambda x, a, b: x / (1 + np.abs(x)), ()),
-    "softplus": (lambda x, a, b: np.asarray(np.logaddexp(x, 0)), ()),
+    "softplus": (lambda x, a, b: as_array(np.logaddexp(x, 0)), ()),
     "leakyrelu": (lambda x, a, b: np.where(x >= 0, x, a * x), (0.01,)),
     "thresholdedrelu": (lambda x, a, b: np.where(x > a, x, 0), (1.0,)),
     "elu": (lambda x, a, b: _elu(x, a), (1.0,)),
     "affine": (lambda x, a, b: a * x + b, (1.0, 0.0)),
-    "scaledtanh": (lambda x, a, b: np.asarray(a * np.tanh(b * x)), (1.0, 1.0)),
+    "scaledtanh": (lambda x, a, b: as_array(a * np.tanh(b * x)), (1.0, 1.0)),
     "hardsigmoid": (lambda x, a, b: np.clip(a * x + b, 0, 1), (0.2, 0.5)),
 }
 

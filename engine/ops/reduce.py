@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from engine.ir.types import Array, Operand, Shape, TensorType
+from engine.ops.arrays import as_array
 from engine.ops.contents import element_count, integers, known_integers
 from engine.ops.operator import Operator, register, tensor
 from engine.ops.precision import widened
@@ -123,7 +124,7 @@ def _apply(reduction: Reduction, data: Array, axes: Sequence[int], *, keep: bool
     shape = integers(_reduced_shape(data.shape, places, keep=keep) or ())
     values = data if data.dtype == object else widened(data)
     with np.errstate(invalid="ignore", over="ignore"):
-        return np.asarray(reduction(values, places)).astype(data.dtype, copy=False).reshape(shape)
+        return as_array(reduction(values, places)).astype(data.dtype, copy=False).reshape(shape)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ import numpy as np
 
 from engine.ir.sizes import Dim, dim_from_json, dim_to_json, evaluate, substitute, symbols
 from engine.ir.types import Array, DType, Operand, TensorType, Type
+from engine.ops.arrays import as_array
 from engine.ops.expression import Expression, from_json, number_to_json, order, read_number, to_json
 from engine.ops.functions import REDUCTIONS
 from engine.ops.operator import DOMAIN, Operator, register
@@ -144,7 +145,7 @@ class Region(Operator):
 
     def meaning(self, *inputs: Any) -> Any:
         """The outputs; elements that no store writes are 0."""
-        arrays = [np.asarray(item, order="C") for item in inputs]
+        arrays = [as_array(item, order="C") for item in inputs]
         bound = self.bind(solve_symbols(self.operands, arrays))
         results = [
             np.zeros([whole(dim) for dim in shape], dtype.numpy) for dtype, shape in bound.outputs()

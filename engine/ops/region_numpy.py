@@ -10,6 +10,7 @@ import numpy as np
 
 from engine.ir.sizes import Dim
 from engine.ir.types import Array
+from engine.ops.arrays import as_array
 from engine.ops.expression import Expression, evaluate_roots
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def _positions(region: Region, item: Load, index: Array) -> Array:
         raise ValueError("a gather from nothing")
     index = index.astype(np.int64)
     index = np.clip(np.where(index < 0, index + bound, index), 0, bound - 1)
-    total = np.asarray(whole(item.offset) + index * whole(item.gather.stride))
+    total = as_array(whole(item.offset) + index * whole(item.gather.stride))
     for axis, (size, stride) in enumerate(zip(region.space, item.strides, strict=True)):
         if stride != 0:
             low = next((whole(b.low) for b in item.bounds if b.axis == axis), 0)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.ir.types import Array, Dim, Operand, TensorType
+from engine.ops.arrays import as_array
 from engine.ops.operator import Operator, register, tensor
 from engine.ops.precision import rounded, widened
 from engine.ops.shapes import unknown
@@ -120,7 +121,7 @@ def _greatest(plane: Array, rows: _Line, columns: _Line, bins: tuple[int, int]) 
             best = value if best is None else np.maximum(best, value)
     assert best is not None
     split = best.reshape(plane.shape[0], bins[0], -1, bins[1], columns.low.size // bins[1])
-    return np.asarray(split.max(axis=(2, 4)))
+    return as_array(split.max(axis=(2, 4)))
 
 
 @register("RoiAlign", since=10)

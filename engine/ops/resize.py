@@ -16,6 +16,7 @@ import numpy as np
 
 from engine.ir.sizes import Dim, floordiv
 from engine.ir.types import Array, DType, Operand, Shape, TensorType
+from engine.ops.arrays import as_array
 from engine.ops.contents import integers
 from engine.ops.conversions import convert
 from engine.ops.operator import Operator, register, tensor
@@ -133,9 +134,9 @@ def _resize_axis(x: Array, number: int, axis: _Axis, method: _Method) -> Array:
     if method.coordinates == "tf_crop_and_resize":
         outside = (position < 0) | (position > axis.size - 1)
         if outside.any():
-            fill = np.asarray(method.extrapolation).astype(x.dtype)
+            fill = as_array(method.extrapolation).astype(x.dtype)
             result = np.where(outside[along], fill, result)
-    return np.asarray(result)
+    return as_array(result)
 
 
 def resize(x: Array, axes: Sequence[_Axis], method: _Method) -> Array:
@@ -178,9 +179,9 @@ def scaled_size(size: Dim, scale: float) -> Dim:
 
 def _constant(operand: Operand | None) -> Array | None:
     """The elements of a float input when they are known and there are any."""
-    if operand is None or operand.value is None or np.asarray(operand.value).size == 0:
+    if operand is None or operand.value is None or as_array(operand.value).size == 0:
         return None
-    return np.asarray(operand.value).reshape(-1)
+    return as_array(operand.value).reshape(-1)
 
 
 def _count(found: int, expected: int, name: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.ir.types import Array, Operand, TensorType, Type
+from engine.ops.arrays import as_array
 from engine.ops.operator import DOMAIN, Operator, find, register
 from engine.ops.resize import scaled_size
 
@@ -42,7 +43,7 @@ class ResizePixels(Operator):
         x = inputs[0]
         scales = np.array([1.0, *self.scales, 1.0], np.float32)
         if self.rounding == "before_11":
-            return np.asarray(
+            return as_array(
                 find("", "Upsample", 9).from_attributes({"mode": self.mode}).meaning(x, scales)
             )
         fields = {
@@ -52,6 +53,6 @@ class ResizePixels(Operator):
         }
         op = find("", "Resize", 18).from_attributes(fields)
         if not self.sizes:
-            return np.asarray(op.meaning(x, None, scales, None))
+            return as_array(op.meaning(x, None, scales, None))
         sizes = np.array([x.shape[0], *self.sizes, x.shape[3]], np.int64)
-        return np.asarray(op.meaning(x, None, None, sizes))
+        return as_array(op.meaning(x, None, None, sizes))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.ir.types import Array, Operand, TensorType
+from engine.ops.arrays import as_array
 from engine.ops.operator import Operator, register, tensor
 
 __all__ = ["ReverseSequence"]
@@ -36,9 +37,9 @@ class ReverseSequence(Operator):
         """Indexing by [time, batch] with mirrored times."""
         batch_first = self.batch_axis == 0
         steps = np.arange(data.shape[self.time_axis])[:, None]
-        ends = np.asarray(lengths, np.int64)[None, :]
+        ends = as_array(lengths, np.int64)[None, :]
         times = np.where(steps < ends, ends - 1 - steps, steps)
         samples = np.broadcast_to(np.arange(data.shape[self.batch_axis])[None, :], times.shape)
         if batch_first:
-            return np.asarray(data[samples.T, times.T])
-        return np.asarray(data[times, samples])
+            return as_array(data[samples.T, times.T])
+        return as_array(data[times, samples])

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from engine.ir.types import Array, Operand, TensorType
+from engine.ops.arrays import as_array
 from engine.ops.gather import element_index
 from engine.ops.operator import Operator, register, tensor
 from engine.ops.precision import widened
@@ -109,7 +110,7 @@ class ScatterND(Operator):
 
     def meaning(self, data: Array, indices: Array, updates: Array, /) -> Array:
         """Assignment (the last one wins), or NumPy's unbuffered ``ufunc.at``."""
-        index = tuple(np.moveaxis(np.asarray(indices, np.int64), -1, 0))
+        index = tuple(np.moveaxis(as_array(indices, np.int64), -1, 0))
         return _write(data, index, updates, self.reduction)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from engine.ir.sizes import Dim
 from engine.ir.types import Array, DType, Operand, TensorType, Type
+from engine.ops.arrays import as_array
 from engine.ops.strings import string_array
 
 __all__ = [
@@ -33,13 +34,13 @@ _WINITZKI = 0.147
 def logistic(x: Array) -> Array:
     """1 / (1 + exp(-x)), without overflow."""
     small = np.exp(-np.abs(x))
-    return np.asarray(np.where(x < 0, small, 1.0) / (1 + small))
+    return as_array(np.where(x < 0, small, 1.0) / (1 + small))
 
 
 def softmax(x: Array) -> Array:
     """Exponentials divided by their sum, per row."""
     shifted = np.exp(x - x.max(axis=-1, keepdims=True, initial=-np.inf))
-    return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
+    return as_array(shifted / shifted.sum(axis=-1, keepdims=True))
 
 
 def softmax_zero(x: Array) -> Array:
@@ -57,7 +58,7 @@ def probit(x: Array) -> Array:
         log = np.log((1 - y) * (1 + y))
         half = 2 / (np.pi * _WINITZKI) + log / 2
         inverse = np.sqrt(np.sqrt(half * half - log / _WINITZKI) - half)
-        return np.asarray(np.where(np.isneginf(log), np.inf, np.sqrt(2) * inverse) * np.sign(y))
+        return as_array(np.where(np.isneginf(log), np.inf, np.sqrt(2) * inverse) * np.sign(y))
 
 
 _TRANSFORMS: dict[str, Callable[[Array], Array]] = {
@@ -85,7 +86,7 @@ def pick_labels(indices: Array, strings: Sequence[str], integers: Sequence[int])
     """The label of each class index; the index itself where no labels are given."""
     if strings:
         return string_array([strings[index] for index in indices.tolist()], indices.shape)
-    return np.asarray(integers, np.int64)[indices] if integers else indices.astype(np.int64)
+    return as_array(integers, np.int64)[indices] if integers else indices.astype(np.int64)
 
 
 def rows_of(x: Array) -> Array:

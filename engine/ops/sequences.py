@@ -13,6 +13,7 @@ import numpy as np
 
 from engine.ir.sizes import Dim, provably_equal
 from engine.ir.types import Array, DType, Operand, SequenceType, TensorType, Type
+from engine.ops.arrays import as_array
 from engine.ops.dtype_codes import dtype_of_code
 from engine.ops.operator import Operator, register
 from engine.ops.shapes import normalize_axis, unknown
@@ -50,7 +51,7 @@ def joined(left: Type, right: Type) -> Type:
 
 def position_of(position: Array | None, length: int, *, end: int) -> int:
     """The index that a position input means, in [0, end); ValueError when it lies outside."""
-    index = int(np.asarray(position).reshape(-1)[0])
+    index = int(as_array(position).reshape(-1)[0])
     if not -length <= index < end:
         raise ValueError(
             f"position is {index}, expected one of {-length} to {end - 1} for a sequence of "
@@ -110,7 +111,7 @@ class SequenceErase(Operator):
         return [sequence_type(sequence)]
 
     def meaning(self, sequence: list[Any], position: Array | None = None, /) -> list[Any]:
-        place = np.asarray(-1) if position is None else position
+        place = as_array(-1) if position is None else position
         index = position_of(place, len(sequence), end=len(sequence))
         return sequence[:index] + sequence[index + 1 :]
 

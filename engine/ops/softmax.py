@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.ir.types import Array, Operand, TensorType
+from engine.ops.arrays import as_array
 from engine.ops.operator import Operator, register, tensor
 from engine.ops.precision import rounded, widened
 from engine.ops.shapes import normalize_axis
@@ -28,7 +29,7 @@ __all__ = [
 def _shifted(x: Array, axis: int) -> Array:
     """The array less its maximum along the axis, so that no exponential overflows."""
     with np.errstate(invalid="ignore"):
-        return np.asarray(x - np.max(x, axis=axis, keepdims=True, initial=-np.inf))
+        return as_array(x - np.max(x, axis=axis, keepdims=True, initial=-np.inf))
 
 
 def softmax(x: Array, axis: int) -> Array:
@@ -43,7 +44,7 @@ def log_softmax(x: Array, axis: int) -> Array:
     """The difference x - log of the sum of exp(x) along the axis, in float32 or float64."""
     shifted = _shifted(x, axis)
     total = np.sum(np.exp(shifted), axis=axis, keepdims=True)
-    return np.asarray(shifted - np.log(total)) if x.size else shifted
+    return as_array(shifted - np.log(total)) if x.size else shifted
 
 
 def hard_maximum(x: Array, axis: int) -> Array:

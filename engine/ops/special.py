@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from engine.ir.types import Array
+from engine.ops.arrays import as_array
 
 __all__ = ["erf"]
 
@@ -75,7 +76,7 @@ def _ratio(x: Array, up: tuple[float, ...], down: tuple[float, ...]) -> Array:
 
 def erf(x: Array) -> Array:
     """The error function, in the type of ``x`` (computed in float64)."""
-    values = np.asarray(x, np.float64)
+    values = as_array(x, np.float64)
     size = np.minimum(np.abs(values), 6.0)  # erf(6) rounds to 1; NaN stays NaN
     flat = size.reshape(-1)
     result = np.empty_like(flat)
@@ -89,5 +90,5 @@ def erf(x: Array) -> Array:
     inverse = 1.0 / (part * part)
     tail = (1.0 / np.sqrt(np.pi) - inverse * _ratio(inverse, _LARGE_UP, _LARGE_DOWN)) / part
     result[large] = 1.0 - np.exp(-part * part) * tail
-    signed: Array = np.copysign(result.reshape(values.shape), values).astype(np.asarray(x).dtype)
+    signed: Array = np.copysign(result.reshape(values.shape), values).astype(as_array(x).dtype)
     return signed

@@ -9,6 +9,7 @@ from itertools import combinations
 import numpy as np
 
 from engine.ir.types import Array, Operand, Type
+from engine.ops.arrays import as_array
 from engine.ops.linear_models import two_scores
 from engine.ops.operator import Operator, register
 from engine.ops.score_transforms import (
@@ -31,14 +32,14 @@ def kernel(rows: Array, vectors: Array, name: str, parameters: Sequence[float]) 
     gamma, offset, degree = (*parameters, 0.0, 0.0, 0.0)[:3]
     if name == "RBF":
         squares = (rows**2).sum(1)[:, None] + (vectors**2).sum(1) - 2 * rows @ vectors.T
-        return np.asarray(np.exp(-gamma * np.maximum(squares, 0)))
+        return as_array(np.exp(-gamma * np.maximum(squares, 0)))
     products = rows @ vectors.T
     if name == "LINEAR":
-        return np.asarray(products)
+        return as_array(products)
     if name == "POLY":
-        return np.asarray((gamma * products + offset) ** int(degree))
+        return as_array((gamma * products + offset) ** int(degree))
     if name == "SIGMOID":
-        return np.asarray(np.tanh(gamma * products + offset))
+        return as_array(np.tanh(gamma * products + offset))
     raise ValueError(f"kernel_type is {name!r}, expected LINEAR, POLY, RBF or SIGMOID")
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.ir.types import Array, Operand, TensorType
+from engine.ops.arrays import as_array
 from engine.ops.operator import Operator, register, tensor
 from engine.ops.precision import widened
 from engine.ops.shapes import agree
@@ -37,4 +38,4 @@ class SwiGLU(Operator):
         scaled = a * a.dtype.type(self.alpha)
         power = np.exp(-np.abs(scaled))
         opened = np.where(scaled >= 0, a.dtype.type(1), power) / (1 + power)
-        return np.asarray(a * opened * widened(value)).astype(gate.dtype, copy=False)
+        return as_array(a * opened * widened(value)).astype(gate.dtype, copy=False)

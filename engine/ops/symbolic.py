@@ -10,6 +10,7 @@ import numpy as np
 
 from engine.ir.sizes import Dim, Size, bounds, floordiv, maximum, minimum, modulo, provably_equal
 from engine.ir.types import Array, DType
+from engine.ops.arrays import as_array
 from engine.ops.expression import Expression, order
 
 __all__ = ["evaluate_sizes", "holds_conditions", "holds_sizes"]
@@ -146,5 +147,5 @@ def evaluate_sizes(expression: Expression, operands: Sequence[Array | None]) -> 
             values[node] = np.frompyfunc(_FUNCTIONS[node.function], len(inputs), 1)(*inputs)
         else:
             raise _undecided(node.function)
-    result = np.asarray(values[expression], object)
+    result = as_array(values[expression], object)
     return result.astype(bool) if expression.dtype is DType.BOOL else result

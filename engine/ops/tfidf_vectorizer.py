@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from engine.ir.types import Array, DType, Operand, TensorType, Type
+from engine.ops.arrays import as_array
 from engine.ops.operator import Operator, register
 
 __all__ = ["TfIdfVectorizer"]
@@ -87,7 +88,7 @@ class TfIdfVectorizer(Operator):
         if self.mode == "TF":
             return counts
         if self.mode == "IDF":
-            return np.asarray((counts > 0) * weights)
+            return as_array((counts > 0) * weights)
         if self.mode == "TFIDF":
-            return np.asarray(counts * weights)
+            return as_array(counts * weights)
         raise ValueError(f"mode is {self.mode!r}, expected TF, IDF or TFIDF")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from engine.ir.types import Array
+from engine.ops.arrays import as_array
 
 __all__ = ["LEAF", "MEMBER", "MODES", "Forest", "Names", "Votes", "forest_of_ids"]
 
@@ -79,12 +80,12 @@ class Names:
         width = max(int(self.node.max(initial=0)), max(node, default=0)) + 1
         keys = self.tree * width + self.node
         order = np.argsort(keys, kind="stable")
-        wanted = np.asarray(tree, np.int64) * width + np.asarray(node, np.int64)
+        wanted = as_array(tree, np.int64) * width + as_array(node, np.int64)
         place = np.searchsorted(keys, wanted, sorter=order)
         found = order[np.minimum(place, len(keys) - 1)]
         wrong = np.flatnonzero(keys[found] != wanted)
         if wrong.size:
-            names = [int(np.asarray(ids)[wrong[0]]) for ids in (tree, node)]
+            names = [int(as_array(ids)[wrong[0]]) for ids in (tree, node)]
             raise ValueError(f"tree {names[0]} has no node {names[1]}, which another part names")
         return found
 

@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from engine.ir.types import Array, Operand, TensorType, Type
+from engine.ops.arrays import as_array
 from engine.ops.dtype_codes import dtype_of_code
 from engine.ops.operator import Operator, register
 from engine.ops.shapes import unknown
@@ -44,7 +45,7 @@ class CosineWindow(Operator):
             return np.ones(count, dtype)
         angle = 2 * np.pi * np.arange(count) / period
         terms = [factor * np.cos(n * angle) for n, factor in enumerate(self.coefficients)]
-        return np.asarray(np.sum(terms, axis=0)).astype(dtype)
+        return as_array(np.sum(terms, axis=0)).astype(dtype)
 
 
 @register("HannWindow", since=17)

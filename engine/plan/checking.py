@@ -277,6 +277,8 @@ def _host_step(step: HostStep, where: str, state: _State) -> None:
             _readable(state, slot, f"{where}.inputs[{index}]")
     if step.function == "copy" and (len(step.inputs), len(step.outputs)) != (1, 1):
         refuse(where, "a copy takes one input and gives one output")
+    if step.function == "cupy":
+        _on_device(step, where, state)
     _bodies(step, where, state)
     for index, (name, position, axis) in enumerate(step.declares):
         _declare(step, f"{where}.declares[{index}]", state, name, position, axis)
@@ -284,6 +286,21 @@ def _host_step(step: HostStep, where: str, state: _State) -> None:
         if slot in step.outputs[:index]:
             refuse(f"{where}.outputs[{index}]", f"slot {slot} is written twice")
         _write(state, slot, f"{where}.outputs[{index}]", "host")
+
+
+def _on_device(step: HostStep, where: str, state: _State) -> None:
+    """A meaning on the device takes and gives tensors in memory, of types that are plain there."""
+    if step.bodies or step.declares:
+        refuse(where, "a meaning on the device has neither bodies nor sizes to declare")
+    for slot in (*step.inputs, *step.outputs):
+        if slot is None:
+            continue
+        _in_range(state, slot, where)
+        kind = state.program.slots[slot].type
+        if not is_fixed(state.program.slots[slot]) or not isinstance(kind, TensorType):
+            refuse(where, f"slot {slot} is no tensor in memory")
+        if kind.dtype.numpy.isbuiltin != 1 or kind.dtype.numpy.kind not in "biuf":
+            refuse(where, f"slot {slot} has elements of {kind.dtype.value}")
 
 
 def _declare(
@@ -303,7 +320,7 @@ def _declare(
 
 def _bodies(step: HostStep, where: str, state: _State) -> None:
     operator = None
-    if step.function == "meaning":
+    if step.function in ("meaning", "cupy"):
         operator = read_operator(dict(step.operator), f"{where}.operator")
     if not isinstance(operator, ControlOperator):
         if step.bodies:

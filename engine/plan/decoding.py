@@ -213,7 +213,7 @@ def _host_step(value: Any, where: str, depth: int) -> HostStep:
         where,
         ("function", "operator", "inputs", "outputs", "declares", "bodies", "layer"),
     )
-    name = choice(function, f"{where}.function", ("meaning", "reference", "copy"))
+    name = choice(function, f"{where}.function", ("meaning", "reference", "copy", "cupy"))
     if name != "copy":
         found = read_operator(operator, f"{where}.operator")
         if (name == "reference") != isinstance(found, Reference):

@@ -78,9 +78,11 @@ class Plan:
     @property
     def requires(self) -> list[str]:
         """Packages beyond the core that running this plan needs."""
-        reference = any(s.function == "reference" for s in host_steps(self.program.steps))
+        functions = {s.function for s in host_steps(self.program.steps)}
         libraries = {s.library for s in library_steps(self.program.steps)}
-        return [*(["onnx"] if reference else []), *sorted(libraries)]
+        packages = [("reference", "onnx"), ("cupy", "cupy")]
+        found = [package for function, package in packages if function in functions]
+        return [*found, *sorted(libraries)]
 
     def metadata(self) -> dict[str, Any]:
         """What reports say about the plan beside its program."""

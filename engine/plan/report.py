@@ -33,8 +33,7 @@ def summary(plan: Plan) -> dict[str, Any]:
     """The numbers that describe a plan: layers, steps by sort, bytes of weights, packages."""
     counts = {"kernel": 0, "host": 0, "choice": 0}
     for _, step in _flat(plan.program.steps):
-        sort = "host" if isinstance(step, HostStep) else "kernel"
-        counts["choice" if isinstance(step, ChooseStep) else sort] += 1
+        counts[_sort(step)] = counts.get(_sort(step), 0) + 1
     tactics: dict[str, int] = {}
     for layer in plan.program.layers:
         tactics[layer.tactic] = tactics.get(layer.tactic, 0) + 1
@@ -51,6 +50,12 @@ def summary(plan: Plan) -> dict[str, Any]:
     }
 
 
+def _sort(step: Step) -> str:
+    if isinstance(step, HostStep):
+        return "cupy" if step.function == "cupy" else "host"
+    return "choice" if isinstance(step, ChooseStep) else "kernel"
+
+
 def _nbytes(shape: Sequence[int]) -> int:
     elements = 1
     for size in shape:
@@ -61,11 +66,12 @@ def _nbytes(shape: Sequence[int]) -> int:
 def plan_text(plan: Plan) -> str:
     """Everything worth knowing about a plan, as lines of text."""
     found = summary(plan)
+    by_cupy = f"{found['steps']['cupy']} by CuPy, " if "cupy" in found["steps"] else ""
     lines = [
         "target    " + ", ".join(f"{key} {value}" for key, value in sorted(plan.target.items())),
         f"weights   {found['weights']}, {found['weight_nbytes'] / 1e6:.1f} MB",
         f"steps     {found['steps']['kernel']} kernel, {found['steps']['host']} host, "
-        f"{found['steps']['choice']} choices; {found['kernels']} distinct kernels",
+        f"{by_cupy}{found['steps']['choice']} choices; {found['kernels']} distinct kernels",
     ]
     if found["requires"]:
         lines.append(f"requires  {', '.join(found['requires'])}")
@@ -159,7 +165,8 @@ def _step(program: Program, step: Step) -> list[str]:
     name = step.operator.get("attributes", {}).get("operator") or step.operator.get("name")
     inputs = ", ".join("-" if slot is None else f"%{slot}" for slot in step.inputs)
     outputs = ", ".join(f"%{slot}" for slot in step.outputs)
-    lines = [f"{step.layer}: {outputs} = {name or step.function}({inputs}) on the host"]
+    place = "by CuPy on the device, between graphs" if step.function == "cupy" else "on the host"
+    lines = [f"{step.layer}: {outputs} = {name or step.function}({inputs}) {place}"]
     lines += [f"  declares {symbol}" for symbol, _, _ in step.declares]
     for body in step.bodies:
         lines += ["  body", *(f"    {line}" for line in program_text(body).splitlines())]

@@ -32,7 +32,7 @@ __all__ = [
 
 Place = Literal["input", "output", "arena", "weight", "host", "zeros"]
 Relation = Literal["<=", "==", "divides"]
-HostFunction = Literal["meaning", "reference", "copy"]
+HostFunction = Literal["meaning", "reference", "copy", "cupy"]
 Source = tuple[Literal["input"], str, int] | tuple[Literal["data"]]
 
 
@@ -100,6 +100,8 @@ class KernelStep:
 class HostStep:
     """One operator run in Python.
 
+    ``function`` says how: by its ``meaning`` in NumPy, by the ``reference`` evaluator, as a plain
+    ``copy``, or by its meaning on CuPy's arrays (``cupy``), for which the data stay on the device.
     ``operator`` is ``{"domain", "name", "since", "attributes"}``; for ``reference`` it is the
     engine's own operator Reference, which holds a serialised node; for ``copy`` it is empty.
     ``declares`` lists (symbol, output position, axis). ``bodies`` belong to control flow: the

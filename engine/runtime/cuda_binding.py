@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from engine.cuda.cupy_arrays import DeviceTensor, cupy_module
 from engine.cuda.device import Argument, Enqueue, Launch
 from engine.cuda.tensor_map import encode_box, reach
 from engine.errors import DeviceError, KernelError, PlanCorruptError
@@ -20,6 +21,7 @@ from engine.plan.device import ClearStep, LaunchStep, LibraryStep, Null, Pointer
 from engine.plan.slots import is_fixed
 from engine.plan.structure import FlatStep, HostStep, KernelStep
 from engine.runtime.cuda_layout import lay_out, named_layers
+from engine.runtime.cuda_meaning import run_on_device
 from engine.runtime.host import HostCall
 from engine.runtime.steps import flat_steps, locate, slot_nbytes
 
@@ -128,6 +130,8 @@ class CudaBinding:
                     "build the model again"
                 )
             if isinstance(step, HostStep) and not self._is_device_copy(step):
+                if step.function == "cupy":
+                    cupy_module()
                 call = self.engine.calls[id(step)].at(self.sizes)
                 self._segments.append(_HostSegment(step, call))
                 current = None
@@ -331,14 +335,18 @@ class CudaBinding:
         """Run step by step, waiting after each: a fault is reported with its layer."""
         for segment in self._segments:
             if isinstance(segment, _HostSegment):
-                self._run_host(segment, stream, values)
+                self._apart(segment.step.layer, stream, self._run_host, segment, stream, values)
                 continue
             for step in segment.steps:
-                try:
-                    step.enqueue(stream)
-                    self.device.synchronize(stream)
-                except DeviceError as error:
-                    raise type(error)(f"{self._where(step.layer)}: {error}") from error
+                self._apart(step.layer, stream, step.enqueue, stream)
+
+    def _apart(self, layer: int, stream: int, enqueue: Callable[..., None], *given: Any) -> None:
+        """Enqueue and wait; a fault is the layer's."""
+        try:
+            enqueue(*given)
+            self.device.synchronize(stream)
+        except DeviceError as error:
+            raise type(error)(f"{self._where(layer)}: {error}") from error
 
     def profile(
         self, stream: int, values: dict[int, Any], *, capture_on: int | None
@@ -354,6 +362,7 @@ class CudaBinding:
                 self.device.synchronize(stream)
                 started = time.perf_counter_ns()
                 self._run_host(segment, stream, values)
+                self.device.synchronize(stream)
                 spent = time.perf_counter_ns() - started
                 times[segment.step.layer] = times.get(segment.step.layer, 0) + spent
             else:
@@ -405,6 +414,11 @@ class CudaBinding:
     # Host steps -------------------------------------------------------------------------------
 
     def _run_host(self, segment: _HostSegment, stream: int, values: dict[int, Any]) -> None:
+        if segment.step.function == "cupy":
+            inputs = [None if slot is None else self._tensor(slot) for slot in segment.step.inputs]
+            outputs = [self._tensor(slot) for slot in segment.step.outputs]
+            run_on_device(segment.call, inputs, outputs, self.device.index, stream)
+            return
         given = [
             None if slot is None else self.fetch(slot, stream, values)
             for slot in segment.step.inputs
@@ -413,6 +427,12 @@ class CudaBinding:
         results = segment.call(given)
         for slot, result in zip(segment.step.outputs, results):
             self._store(slot, result, stream, values, segment.call.where)
+
+    def _tensor(self, slot: int) -> DeviceTensor:
+        kind = self.program.slots[slot].type
+        assert isinstance(kind, TensorType)
+        shape = tuple(self._size(dim) for dim in kind.dims)
+        return DeviceTensor(self.address(slot), shape, kind.dtype.numpy)
 
     def fetch(self, slot: int, stream: int, values: Mapping[int, Any]) -> Any:
         """A value on the host; an array is filled once the stream has been waited for."""

@@ -79,7 +79,7 @@ class CudaEngine(ProgramInterface):
         program = self.program
         roots: dict[int, None] = {}
         for step in every_step(program.steps):
-            on_host = isinstance(step, HostStep) and step.function != "copy"
+            on_host = isinstance(step, HostStep) and step.function not in ("copy", "cupy")
             if isinstance(step, ChooseStep | KernelStep) or on_host:
                 continue
             roots.update((root_of(program, slot), None) for slot in touched_slots(step))
