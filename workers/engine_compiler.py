@@ -17,8 +17,13 @@ class EngineCompiler:
         """The descriptors of a target and of the toolchain that builds for it."""
         jobs = _jobs()
         toolchain = dict(jobs.toolchain(target))
+        described = dict(jobs.target(target))
+        if described.get("vendor") == "cuda":  # a queue of its own for each kind of GPU
+            from engine.target import describe
+
+            described["device_class"] = describe(target).device_class
         return Description(
-            target=dict(jobs.target(target)),
+            target=described,
             toolchain=toolchain,
             codegen=int(toolchain.pop("codegen")),
         )

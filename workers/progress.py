@@ -20,6 +20,11 @@ _TITLES = {
 }
 
 
+LONGEST_NAME = 32
+#: Layers differ in how long they take: the time left is told from those of the last minutes.
+SPEED_SECONDS = 180.0
+
+
 class Progress:
     """Takes a build's events; shows the step and how far it is."""
 
@@ -37,9 +42,14 @@ class Progress:
         elif kind == "progress" and data.get("checking"):
             self._bars.update(self._task, description="checking in a fresh process", total=None)
         elif kind == "progress" and "total" in data:
-            self._bars.update(
-                self._task, total=float(data["total"]), completed=float(data.get("done", 0))
-            )
+            title = f"{_TITLES['tune']} {_shortened(str(data.get('layer', '')))}".rstrip()
+            done, total = float(data.get("done", 0)), float(data["total"])
+            self._bars.update(self._task, description=title, total=total, completed=done)
+
+
+def _shortened(name: str) -> str:
+    """A layer's name that leaves room for the bar; the end of a name says the most."""
+    return name if len(name) <= LONGEST_NAME else f"...{name[3 - LONGEST_NAME :]}"
 
 
 @contextmanager
@@ -49,7 +59,13 @@ def progress_on_terminal() -> Iterator[Progress]:
         yield Progress()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
     from rich.progress import Progress as Bars
 
     columns = (
@@ -57,6 +73,10 @@ def progress_on_terminal() -> Iterator[Progress]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
     )
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+    console = Console(stderr=True)
+    period = SPEED_SECONDS
+    with Bars(*columns, console=console, transient=True, speed_estimate_period=period) as bars:
         yield Progress(bars, bars.add_task("starting", total=None))

@@ -42,7 +42,12 @@ def find_engine(farm: Farm, words: str, *, options: Json, compiler: Compiler) ->
 
 def why_not_here(engine: Engine, compiler: Compiler) -> str | None:
     """The reason why an engine does not fit this machine, or None when it does."""
-    here = compiler.describe(engine.options["target"]).target
+    from engine.errors import DeviceError, MissingExtraError
+
+    try:
+        here = compiler.describe(engine.options["target"]).target
+    except (DeviceError, MissingExtraError) as error:
+        return str(error)
     differing = [
         f"{field} is {engine.target.get(field)!r} there and {here.get(field)!r} here"
         for field in sorted({*here, *engine.target})
