@@ -1,0 +1,265 @@
+"""The text of the matrix product for Hopper; `engine.cuda.hopper_gemm` fills it in.
+
+Upper-case names are macros that the configuration defines. A block has three warpgroups: the first
+loads, two compute. Shared memory holds a ring of stages (rows of A, then rows of B, 64 elements of k
+each), buffers of 16 rows x 64 columns of the result for every computing warp, and the barriers.
+"""
+
+from __future__ import annotations
+
+__all__ = ["BODY", "FAST_ERF", "SETTINGS"]
+
+#: The error function for results of 16 bits: its error is under 5e-7 everywhere.
+FAST_ERF = r"""
+#ifdef __CUDACC__
+EF_FUNCTION float ef_power_of_two(float x) {
+  float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
+#else
+EF_FUNCTION float ef_power_of_two(float x) { return exp2f(x); }
+#endif
+EF_FUNCTION float ef_erf(float x) {
+  const float a = ef_minimum(fabsf(x), 4.0f);
+  float q = a * -1.00220714e-04f + 4.61571498e-04f;
+  q = q * a + 2.30223947e-03f;
+  q = q * a - 2.94525159e-02f;
+  q = q * a + 1.48963664e-01f;
+  q = q * a + 9.18328645e-01f;
+  q = q * a + 1.62791365e+00f;
+  return copysignf(1.0f - ef_power_of_two(-(q * a)), x); }
+#define erff ef_erf
+"""
+
+SETTINGS = r"""
+#define BK 64
+#define THREADS 384
+#define WARPS 8
+#define GROUP_ROWS (PINGPONG ? BM : BM / 2)
+#define BLOCKS (GROUP_ROWS / 64)
+#define A_NBYTES (BM * 128)
+#define STAGE_NBYTES (A_NBYTES + BN * 128)
+#define BUFFER_NBYTES 2048
+#define PARTS (BLOCKS * (BN / 64))
+#ifdef __CUDACC__
+#define EF_MEMBER __device__ __forceinline__
+#else
+#define EF_MEMBER inline
+#endif
+#define BOXES 0
+#define ROWS 1
+#define ELEMENTS 2
+#ifdef __CUDACC__
+#define EF_THREAD ((int)threadIdx.x)
+#define EF_BLOCK ((int)blockIdx.x)
+#define EF_GRID ((int)gridDim.x)
+#else
+#define EF_THREAD ((int)threadIdx.x % THREADS)
+#define EF_BLOCK ((int)blockIdx.x * CLUSTER + (int)threadIdx.x / THREADS)
+#define EF_GRID ((int)gridDim.x * CLUSTER)
+#endif
+/* Where a tile begins. Neighbours in time share GROUP rows of tiles, so that both operands are
+   found in the level-two cache. */
+struct ef_place { int row, column; };
+EF_FUNCTION ef_place ef_placed(int unit, int rank, int units_m, int tiles_n) {
+  const int per_group = GROUP * tiles_n, group = unit / per_group, first = group * GROUP;
+  const int left = units_m - first, size = left < GROUP ? left : GROUP;
+  const int inside = unit - group * per_group, column = inside / size;
+  const int row = first + inside - column * size;
+  return {(row * CLUSTER + rank) * BM, column * BN}; }
+/* The place of a stage in the ring, and the parity of its current turn. */
+struct ef_turn {
+  int stage; uint32_t phase;
+  EF_MEMBER void next() { if (++stage == STAGES) { stage = 0; phase ^= 1; } } };
+"""
+
+BODY = r"""
+extern "C" __global__ void DIMENSIONS __launch_bounds__(THREADS, 1) hopper_gemm(@PARAMETERS@) {
+    extern __shared__ __align__(1024) unsigned char ef_dynamic[];
+    const int rank = CLUSTER > 1 ? ef_cluster_rank() : 0;
+#ifdef __CUDACC__
+    const uint32_t ring = (ef_shared_address(ef_dynamic) + 1023u) & ~1023u;
+#else
+    const uint32_t ring = ef_shared_address(ef_dynamic) + shim_base(rank);
+#endif
+    const uint32_t buffers = ring + STAGES * STAGE_NBYTES;
+    const uint32_t full = buffers + WARPS * BUFFERS * BUFFER_NBYTES, empty = full + 8 * STAGES;
+    const uint32_t order = empty + 8 * STAGES, arrived = order + 16;
+    const int warp = __shfl_sync(0xffffffffu, EF_THREAD / 32, 0), lane = EF_THREAD % 32;
+    const int units_m = (M + BM * CLUSTER - 1) / (BM * CLUSTER), tiles_n = (N + BN - 1) / BN;
+    const int units = units_m * tiles_n, steps = (K + BK - 1) / BK;
+    const int first = EF_BLOCK / CLUSTER, stride = EF_GRID / CLUSTER;
+    if (EF_THREAD == 0) {
+        ef_prefetch(&a);
+        ef_prefetch(&b);
+        for (int i = 0; i < STAGES; ++i) {
+            ef_barrier_init(full + 8 * i, 1);
+            ef_barrier_init(empty + 8 * i, (PINGPONG ? 4 : 8) * CLUSTER);
+        }
+        for (int i = 0; i < 2; ++i) ef_barrier_init(order + 8 * i, 4);
+        for (int i = 0; i < WARPS * BUFFERS && STAGED; ++i) ef_barrier_init(arrived + 8 * i, 1);
+        ef_fence_barriers();
+    }
+    if (CLUSTER > 1) ef_cluster_sync(); else __syncthreads();
+
+    if (warp < 4) {
+        ef_fewer_registers<40>();
+        if (EF_THREAD == 0) {
+            auto load_b = [&](int stage, int step, int column) {
+                const uint32_t to = ring + stage * STAGE_NBYTES + A_NBYTES;
+                ef_expect(full + 8 * stage, STAGE_NBYTES);
+#if CLUSTER > 1
+                const int part = rank * (BN / CLUSTER);
+                ef_load_all(to + part * 128, &b, column + part, step * BK, full + 8 * stage,
+                            (1 << CLUSTER) - 1);
+#else
+                ef_load(to, &b, column, step * BK, full + 8 * stage);
+#endif
+            };
+            // A constant operand may be asked for before earlier kernels have ended.
+            const ef_place begin = ef_placed(first, rank, units_m, tiles_n);
+            int ahead = CONSTANT_B ? (steps < STAGES ? steps : STAGES) : 0;
+            for (int step = 0; step < ahead; ++step) load_b(step, step, begin.column);
+            ef_wait();
+            ef_turn turn = {0, 0};
+            for (int unit = first; unit < units; unit += stride) {
+                if (unit + stride >= units) ef_launch_dependents();
+                const ef_place at = ef_placed(unit, rank, units_m, tiles_n);
+                for (int step = 0; step < steps; ++step) {
+                    if (ahead > 0) --ahead;
+                    else {
+                        ef_await(empty + 8 * turn.stage, turn.phase ^ 1);
+                        load_b(turn.stage, step, at.column);
+                    }
+                    ef_load(ring + turn.stage * STAGE_NBYTES, &a, at.row, step * BK,
+                            full + 8 * turn.stage);
+                    turn.next();
+                }
+            }
+        } else ef_wait();
+    } else {
+        ef_more_registers<232>();
+        ef_wait();
+        const int group = warp / 4 - 1, consumer = warp - 4;
+        const int row_in_tile = (PINGPONG ? 0 : group * GROUP_ROWS) + warp % 4 * 16;
+        const int apart = PINGPONG ? 2 * stride : stride;
+        const int begin = PINGPONG ? first + group * stride : first;
+        const uint32_t own = buffers + consumer * BUFFERS * BUFFER_NBYTES;
+        // Where this lane's row of a matrix lies in a buffer, for ldmatrix and stmatrix.
+        const int matrix_row = lane % 8 + (lane / 8 & 1) * 8;
+        const uint32_t spot = matrix_row * 128 + ((lane / 16 ^ (matrix_row & 7)) << 4);
+        const int inner_row = lane / 4, inner_column = lane % 4 * 2;
+@SCALARS@
+#if STAGED
+        // One lane asks for parts of the staged operand, up to BUFFERS parts before they are used.
+        ef_place ahead = ef_placed(begin, rank, units_m, tiles_n);
+        int ahead_unit = begin, ahead_part = 0;
+        auto ask = [&](int slot) {
+            if (ahead_unit >= units) return;
+            const uint32_t barrier = arrived + 8 * (consumer * BUFFERS + slot);
+            ef_expect(barrier, BUFFER_NBYTES);
+            ef_load(own + slot * BUFFER_NBYTES, &@STAGED@_map,
+                    ahead.row + row_in_tile + ahead_part / (BN / 64) * 64,
+                    ahead.column + ahead_part % (BN / 64) * 64, barrier);
+            if (++ahead_part == PARTS) {
+                ahead_part = 0;
+                ahead_unit += apart;
+                if (ahead_unit < units) ahead = ef_placed(ahead_unit, rank, units_m, tiles_n);
+            }
+        };
+        if (lane == 0)
+            for (int i = 0; i < BUFFERS; ++i) ask(i);
+        bool stored = false;
+#endif
+        int slot = 0;
+        uint32_t slot_phase = 0;
+        int tile = PINGPONG ? group : 0;
+        for (int unit = begin; unit < units; unit += apart) {
+            const ef_place at = ef_placed(unit, rank, units_m, tiles_n);
+            ef_turn turn = {tile * steps % STAGES, (uint32_t)(tile * steps / STAGES) & 1};
+            float sums[BLOCKS][BN / 2];
+            // The two groups take turns at the main loop; one stores while the other multiplies.
+            if (PINGPONG) ef_await(order + 8 * group, (tile / 2 & 1) ^ (group == 0));
+            auto release = [&](int stage) {
+#if CLUSTER > 1
+                if (lane < CLUSTER) ef_arrive_at(empty + 8 * stage, lane);
+#else
+                if (lane == 0) ef_arrive(empty + 8 * stage);
+#endif
+            };
+            int before = 0;
+            for (int step = 0; step < steps; ++step) {
+                ef_await(full + 8 * turn.stage, turn.phase);
+                const uint32_t stage = ring + turn.stage * STAGE_NBYTES;
+                const uint64_t left = ef_descriptor(stage + (PINGPONG ? 0 : group * GROUP_ROWS * 128));
+                const uint64_t right = ef_descriptor(stage + A_NBYTES);
+                #pragma unroll
+                for (int i = 0; i < BLOCKS; ++i) ef_hold(sums[i]);
+                ef_wgmma_begin();
+                #pragma unroll
+                for (int k = 0; k < 4; ++k)
+                    #pragma unroll
+                    for (int i = 0; i < BLOCKS; ++i)
+                        ef_wgmma(sums[i], left + i * 512 + k * 2, right + k * 2, (step | k) != 0);
+                ef_wgmma_commit();
+                #pragma unroll
+                for (int i = 0; i < BLOCKS; ++i) ef_hold(sums[i]);
+                ef_wgmma_wait<1>();
+                if (step > 0) release(before);
+                before = turn.stage;
+                turn.next();
+            }
+            if (PINGPONG && lane == 0) ef_arrive(order + 8 * (group ^ 1));
+            ef_wgmma_wait<0>();
+            #pragma unroll
+            for (int i = 0; i < BLOCKS; ++i) ef_hold(sums[i]);
+            release(before);
+            tile += PINGPONG ? 2 : 1;
+
+            #pragma unroll
+            for (int i = 0; i < BLOCKS; ++i) {
+                const int row = at.row + row_in_tile + i * 64;
+@ROWS@
+                #pragma unroll
+                for (int j = 0; j < BN / 64; ++j) {
+                    const int column = at.column + j * 64;
+                    if (!STAGED && (row >= M || column >= N)) continue;
+                    const uint32_t buffer = own + slot * BUFFER_NBYTES;
+@COLUMNS@
+#if STAGED
+                    ef_await(arrived + 8 * (consumer * BUFFERS + slot), slot_phase);
+#elif STORE == BOXES
+                    if (lane == 0) ef_await_reads<BUFFERS - 1>();
+                    __syncwarp();
+#elif STORE == ROWS
+                    __syncwarp();
+#endif
+                    #pragma unroll
+                    for (int p = 0; p < 4; ++p) {
+                        const uint32_t here = buffer + (spot ^ p << 5);
+                        uint32_t words[4];
+#if STAGED
+                        uint32_t staged[4];
+                        ef_load_matrices(staged, here);
+#endif
+                        #pragma unroll
+                        for (int q = 0; q < 4; ++q) {
+                            // Two columns of row q % 2, eight columns further for q / 2.
+                            const int at_row = row + inner_row + q % 2 * 8;
+                            const int at_column = column + p * 16 + q / 2 * 8 + inner_column;
+                            const float *sum = sums[i] + j * 32 + p * 8 + q * 2;
+@RESULT@
+                        }
+#if STORE != ELEMENTS
+                        ef_store_matrices(here, words);
+#endif
+                    }
+@STORE@
+                    if (++slot == BUFFERS) { slot = 0; slot_phase ^= 1; }
+                }
+            }
+        }
+        if (STORE == BOXES && lane == 0) ef_await_stores();
+    }
+    // A block stays while others of its cluster may write to its memory.
+    if (CLUSTER > 1) ef_cluster_sync();
+}
+"""

@@ -1,0 +1,251 @@
+// Hopper's asynchronous hardware on a processor: barriers in shared memory, copies of boxes, wgmma.
+//
+// What is asynchronous may happen at once or as late as the text allows (`shim_late`): loads only
+// when everybody waits, the newest first; products and stores only when somebody waits for them. A
+// kernel must be right both ways. Blocks of a cluster are one block of fibers here, each with a part
+// of shared memory. Layouts: PTX ISA, "wgmma: Register Fragments and Shared Memory Matrix Layouts",
+// "Swizzling modes".
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+constexpr int SHIM_BLOCK_THREADS = 384;
+constexpr uint32_t SHIM_BLOCK_SHARED = 128 << 10;
+enum { SHIM_LATE_LOADS = 1, SHIM_LATE_PRODUCTS = 2, SHIM_LATE_STORES = 4 };
+inline int shim_late;
+inline uint64_t shim_progress;
+
+struct ShimMap {
+    uint64_t base, rows, columns, pitch_nbytes;
+    uint32_t box_rows, box_columns, element_nbytes, swizzle;
+};
+struct ShimBarrierWord {
+    uint16_t count : 15, phase : 1;
+    int16_t pending;
+    int32_t nbytes;
+};
+struct ShimCopy { ShimMap map; int row, column; uint32_t shared, barrier; };
+struct ShimProduct { float *d; int n; uint64_t a, b; int add; bool bfloat16; };
+
+inline std::vector<ShimCopy> shim_loads;
+inline std::vector<ShimCopy> shim_stores[SHIM_MAX_THREADS];
+// Groups that are not done yet; the last one is open.
+inline std::vector<std::vector<ShimProduct>> shim_products[SHIM_MAX_THREADS];
+inline bool shim_unpublished[SHIM_MAX_THREADS];
+
+inline int shim_rank() { return shim_current / SHIM_BLOCK_THREADS; }
+inline uint32_t shim_base(int rank) { return rank * SHIM_BLOCK_SHARED; }
+inline uint32_t shim_shared_address(const void *p) {
+    return (uint32_t)((const unsigned char *)p - shim_dynamic);
+}
+inline unsigned char *shim_at(uint32_t address) {
+    if (address >= SHIM_MAX_SHARED) shim_fail("an address outside of shared memory"), shim_leave();
+    return shim_dynamic + address;
+}
+inline uint32_t shim_swizzled(uint32_t address) { return address ^ (address >> 7 & 7) << 4; }
+
+// ---------------------------------------------------------------------------------------------
+// Barriers
+// ---------------------------------------------------------------------------------------------
+
+inline ShimBarrierWord *shim_word(uint32_t barrier) {
+    if (barrier % 8) shim_fail("a barrier that is not aligned"), shim_leave();
+    ShimBarrierWord *word = (ShimBarrierWord *)shim_at(barrier);
+    if (word->count == 0x7fff) shim_fail("a barrier that is not initialised"), shim_leave();
+    return word;
+}
+inline void shim_barrier_init(uint32_t barrier, int count) {
+    ShimBarrierWord *word = (ShimBarrierWord *)shim_at(barrier);
+    word->count = count, word->phase = 0, word->pending = count, word->nbytes = 0;
+}
+inline void shim_settle(ShimBarrierWord *word) {
+    ++shim_progress;
+    if (word->pending < 0) shim_fail("more arrivals at a barrier than it counts"), shim_leave();
+    if (word->pending == 0 && word->nbytes == 0) word->phase ^= 1, word->pending = word->count;
+}
+inline uint32_t shim_elsewhere(uint32_t address, int block) {
+    return block < 0 ? address : address - shim_base(shim_rank()) + shim_base(block);
+}
+inline void shim_arrive(uint32_t barrier, int block) {
+    ShimBarrierWord *word = shim_word(shim_elsewhere(barrier, block));
+    --word->pending;
+    shim_settle(word);
+}
+inline void shim_expect(uint32_t barrier, int nbytes) {
+    ShimBarrierWord *word = shim_word(barrier);
+    word->nbytes += nbytes, --word->pending;
+    shim_settle(word);
+}
+
+// ---------------------------------------------------------------------------------------------
+// Copies of boxes
+// ---------------------------------------------------------------------------------------------
+
+inline void shim_box(const ShimCopy &copy, bool store) {
+    const ShimMap &map = copy.map;
+    if (map.swizzle != 128 || map.box_columns * map.element_nbytes != 128 || copy.shared % 1024)
+        shim_fail("a box that the model of the hardware does not know"), shim_leave();
+    for (uint32_t r = 0; r < map.box_rows; ++r)
+        for (uint32_t c = 0; c < map.box_columns; ++c) {
+            uint64_t row = copy.row + r, column = copy.column + c;
+            bool inside = row < map.rows && column < map.columns;
+            uint32_t place = copy.shared + r * 128 + c * map.element_nbytes;
+            unsigned char *shared = shim_at(shim_swizzled(place));
+            auto *memory = (unsigned char *)map.base + row * map.pitch_nbytes +
+                           column * map.element_nbytes;
+            if (store && inside) memcpy(memory, shared, map.element_nbytes);
+            if (!store && inside) memcpy(shared, memory, map.element_nbytes);
+            if (!store && !inside) memset(shared, 0, map.element_nbytes);
+        }
+}
+inline void shim_finish_load(const ShimCopy &copy) {
+    shim_box(copy, false);
+    ShimBarrierWord *word = shim_word(copy.barrier);
+    word->nbytes -= copy.map.box_rows * copy.map.box_columns * copy.map.element_nbytes;
+    shim_settle(word);
+}
+inline void shim_tma_load(uint32_t to, const void *map, int row, int column, uint32_t barrier,
+                          unsigned mask) {
+    ShimCopy copy = {{}, row, column, to, barrier};
+    memcpy(&copy.map, map, sizeof copy.map);
+    for (int block = 0; block < 2; ++block) {
+        if (mask ? !(mask >> block & 1) : block) continue;
+        ShimCopy one = copy;
+        if (mask) {
+            one.shared = shim_elsewhere(to, block);
+            one.barrier = shim_elsewhere(barrier, block);
+        }
+        if (shim_late & SHIM_LATE_LOADS) shim_loads.push_back(one);
+        else shim_finish_load(one);
+    }
+}
+inline void shim_await(uint32_t barrier, uint32_t parity) {
+    uint64_t seen = shim_progress;
+    for (int rounds = 0; shim_word(barrier)->phase == parity; ++rounds) {
+        if (seen != shim_progress) seen = shim_progress, rounds = 0;
+        if (rounds > 20 && !shim_loads.empty()) {
+            ShimCopy copy = shim_loads.back();
+            shim_loads.pop_back();
+            shim_finish_load(copy);
+            continue;
+        }
+        if (rounds > 20000) shim_fail("deadlock: a thread waits at a barrier"), shim_leave();
+        shim_yield();
+    }
+    ++shim_progress;
+}
+inline void shim_publish() { shim_unpublished[shim_current] = false; }
+inline void shim_tma_store(const void *map, int row, int column, uint32_t from) {
+    for (int lane = 0; lane < 32; ++lane)
+        if (shim_unpublished[(shim_current & ~31) + lane])
+            shim_fail("a store of what was not made visible to it"), shim_leave();
+    ShimCopy copy = {{}, row, column, from, 0};
+    memcpy(&copy.map, map, sizeof copy.map);
+    if (!(shim_late & SHIM_LATE_STORES)) shim_box(copy, true);
+    shim_stores[shim_current].push_back(copy);
+}
+inline void shim_await_stores(int left) {
+    auto &queue = shim_stores[shim_current];
+    while ((int)queue.size() > left) {
+        if (shim_late & SHIM_LATE_STORES) shim_box(queue.front(), true);
+        queue.erase(queue.begin());
+    }
+}
+// stmatrix.sync.aligned.m8n8.x4.shared.b16: `row` is this lane's address.
+inline void shim_stmatrix(uint32_t row, const unsigned *words) {
+    struct { uint32_t row; unsigned words[4]; } mine = {row, {words[0], words[1], words[2], words[3]}};
+    decltype(mine) all[32];
+    shim_gather(mine, all);
+    shim_unpublished[shim_current] = true;
+    int lane = shim_lane();
+    for (int column = 0; column < 8; ++column) {
+        unsigned word = all[lane % 8 * 4 + column / 2].words[lane / 8];
+        ((unsigned short *)shim_at(row))[column] = (unsigned short)(word >> 16 * (column % 2));
+    }
+    __syncwarp();
+}
+
+// ---------------------------------------------------------------------------------------------
+// Products
+// ---------------------------------------------------------------------------------------------
+
+inline float shim_factor(uint64_t descriptor, int row, int k, bool bfloat16) {
+    static float *table = [] {
+        float *found = new float[2 << 16];
+        for (int i = 0; i < 1 << 16; ++i) {
+            found[i] = shim_half_to_float((unsigned short)i);
+            found[(1 << 16) + i] = shim_bfloat16_to_float((unsigned short)i);
+        }
+        return found;
+    }();
+    uint32_t start = (uint32_t)(descriptor & 0x3fff) << 4;
+    uint32_t groups = (uint32_t)(descriptor >> 32 & 0x3fff) << 4;
+    uint32_t place = shim_swizzled(start + row / 8 * groups + row % 8 * 128 + k * 2);
+    return table[(bfloat16 ? 1 << 16 : 0) + *(const unsigned short *)shim_at(place)];
+}
+inline void shim_multiply(const ShimProduct &product) {
+    if (product.a >> 62 != 1 || product.b >> 62 != 1)
+        shim_fail("a descriptor without the 128-byte swizzle"), shim_leave();
+    int warp = shim_current / 32 % 4, lane = shim_lane();
+    float left[2][16];
+    for (int half = 0; half < 2; ++half)
+        for (int k = 0; k < 16; ++k)
+            left[half][k] = shim_factor(product.a, warp * 16 + lane / 4 + half * 8, k,
+                                        product.bfloat16);
+    for (int i = 0; i < product.n / 2; i += 4)
+        for (int e = 0; e < 2; ++e) {
+            float right[16];
+            for (int k = 0; k < 16; ++k)
+                right[k] = shim_factor(product.b, i / 4 * 8 + lane % 4 * 2 + e, k, product.bfloat16);
+            for (int half = 0; half < 2; ++half) {
+                float &d = product.d[i + half * 2 + e];
+                float sum = product.add ? d : 0.0f;
+                for (int k = 0; k < 16; ++k) sum += left[half][k] * right[k];
+                d = sum;
+            }
+        }
+}
+inline void shim_wgmma(float *d, int n, uint64_t a, uint64_t b, int add, bool bfloat16) {
+    ShimProduct product = {d, n, a, b, add, bfloat16};
+    if (!(shim_late & SHIM_LATE_PRODUCTS)) return shim_multiply(product);
+    auto &groups = shim_products[shim_current];
+    if (groups.empty()) groups.emplace_back();
+    groups.back().push_back(product);
+}
+inline void shim_wgmma_commit() {
+    if (shim_late & SHIM_LATE_PRODUCTS) shim_products[shim_current].emplace_back();
+}
+inline void shim_wgmma_wait(int left) {
+    auto &groups = shim_products[shim_current];
+    while ((int)groups.size() > left + 1) {
+        for (const ShimProduct &product : groups.front()) shim_multiply(product);
+        groups.erase(groups.begin());
+    }
+    __syncwarp();  // whole warps execute these instructions
+}
+
+// What a kernel left undone, or null.
+inline const char *shim_left_over() {
+    bool loads = !shim_loads.empty(), stores = false, products = false;
+    shim_loads.clear();
+    for (int i = 0; i < SHIM_MAX_THREADS; ++i) {
+        stores |= !shim_stores[i].empty();
+        for (auto &group : shim_products[i]) products |= !group.empty();
+        shim_stores[i].clear(), shim_products[i].clear();
+        shim_unpublished[i] = false;
+    }
+    return loads ? "loads that nobody waited for"
+         : stores ? "stores that nobody waited for"
+         : products ? "products that nobody waited for" : nullptr;
+}
+#define SHIM_EXPORT_HOPPER(kernel) \
+    SHIM_PUBLIC const char *shim_run_hopper(void **parameters, const unsigned *grid, \
+                                           const unsigned *block, uint64_t shared_nbytes, \
+                                           int backwards, int late) { \
+        shim_late = late; \
+        const char *error = shim_grid([](void **p) { shim_call(kernel, p); }, parameters, grid, \
+                                      block, shared_nbytes, backwards != 0); \
+        const char *left = shim_left_over(); \
+        return error ? error : left; \
+    }

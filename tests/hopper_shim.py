@@ -1,0 +1,165 @@
+"""Kernels for Hopper on the CPU: `tests.cuda_shim` with boxes, barriers and warpgroup products.
+
+`run_product` runs a launch step over the flat memory of a layer's slots (`tests.cuda_layer.filled`).
+Every kernel runs four times: threads in both orders, asynchronous work early and late; all runs must
+write the same bytes, and none outside of what it may write.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from engine.cuda.kernel import DeviceKernel
+from engine.cuda.tensor_map import encode_box
+from engine.ir.sizes import evaluate
+from engine.plan.device import LaunchStep, Pointer, Scalar, TensorMap
+from tests import cuda_shim
+from tests.cuda_shim import HEADER, POISON, ShimError
+
+__all__ = ["run_product"]
+
+_GUARD = 1024
+_BLOCK_THREADS, _BLOCK_SHARED = 384, 128 << 10
+#: Loads, products and stores that are late (bits of 1, 2 and 4).
+_LATE = (2 | 4, 1)
+
+
+@functools.cache
+def _library(kernel: DeviceKernel) -> ctypes.CDLL:
+    """The kernel as C++; ShimError has the compiler's words."""
+    source = cuda_shim._DYNAMIC.sub(r"static \2 *const \3 = (\2 *)shim_dynamic;", kernel.source)
+    text = (
+        f'#include "{HEADER}"\n#include "{HEADER.with_name("cuda_shim_hopper.h")}"\n'
+        f'#line 1 "kernel"\n{source}\nSHIM_EXPORT({kernel.entry})\n'
+        f"SHIM_EXPORT_HOPPER({kernel.entry})\n"
+    )
+    name = hashlib.sha256(text.encode()).hexdigest()[:32]
+    library = ctypes.CDLL(str(cuda_shim._built(name, text, kernel.entry)))
+    library.shim_run_hopper.restype = ctypes.c_char_p
+    library.shim_signature.restype = ctypes.c_char_p
+    return library
+
+
+class _Memory:
+    """Copies of the slots between guard bytes, aligned as device memory is."""
+
+    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
+        self.arrays = arrays
+        self.blocks = []
+        for array in arrays:
+            block = np.full(array.nbytes + 2 * _GUARD + 256, POISON, np.uint8)
+            start = _GUARD + -(block.ctypes.data + _GUARD) % 256
+            block[start : start + array.nbytes] = array.view(np.uint8)
+            self.blocks.append((block, start))
+
+    def address(self, slot: int, offset: int) -> int:
+        block, start = self.blocks[slot]
+        return int(block.ctypes.data) + start + offset * self.arrays[slot].itemsize
+
+    def read(self, written: set[int]) -> list[bytes]:
+        found = []
+        for slot, (array, (block, start)) in enumerate(zip(self.arrays, self.blocks)):
+            inside = block[start : start + array.nbytes].tobytes()
+            outside = (block[:start] == POISON).all() and (block[start + array.nbytes :] == POISON)
+            assert np.all(outside), f"a write outside of slot {slot}"
+            if slot not in written:
+                assert inside == array.tobytes(), f"slot {slot} is written, no parameter says so"
+            found.append(inside)
+        return found
+
+
+def run_product(
+    kernel: DeviceKernel,
+    step: LaunchStep,
+    arrays: Sequence[np.ndarray],
+    point: Mapping[str, int],
+    blocks: int | None = None,
+) -> None:
+    """Run a launch in place; ``blocks`` replaces its grid. Raises ShimError."""
+    grid = blocks or evaluate(step.grid[0], point)
+    if grid % kernel.cluster:
+        raise ShimError(f"a grid of {grid} blocks in clusters of {kernel.cluster}")
+    written = {p.slot for p in step.parameters if getattr(p, "writes", False)}
+    results = []
+    for backwards in (False, True):
+        for late in _LATE:
+            memory = _Memory(arrays)
+            _run(kernel, grid, [_value(kernel, memory, p, point) for p in step.parameters],
+                 backwards, late)  # fmt: skip
+            results.append(memory.read(written))
+    for other in results[1:]:
+        for slot, (first, second) in enumerate(zip(results[0], other)):
+            assert first == second, f"slot {slot} depends on the order of events"
+    for array, content in zip(arrays, results[0]):
+        array.view(np.uint8)[:] = np.frombuffer(content, np.uint8)
+
+
+def _run(
+    kernel: DeviceKernel, grid: int, values: Sequence[tuple[str, Any]], backwards: bool, late: int
+) -> None:
+    library = _library(kernel)
+    letters = library.shim_signature().decode()
+    if letters != "".join(letter for letter, _ in values):
+        raise ShimError(f"{kernel.entry} wants parameters {letters}, found {values}")
+    cells = [cell for _, cell in values]
+    pointers = (ctypes.c_void_p * len(cells))(*(ctypes.addressof(cell) for cell in cells))
+    # The blocks of a cluster run as one block with a part of shared memory each.
+    cluster = kernel.cluster
+    shared = kernel.shared_nbytes + (cluster - 1) * _BLOCK_SHARED
+    if cluster > 1 and kernel.shared_nbytes > _BLOCK_SHARED:
+        raise ShimError("the shim's clusters have blocks of 128 KiB at most")
+    error = library.shim_run_hopper(
+        pointers,
+        (ctypes.c_uint * 3)(grid // cluster, 1, 1),
+        (ctypes.c_uint * 3)(_BLOCK_THREADS * cluster, 1, 1),
+        ctypes.c_uint64(shared),
+        int(backwards),
+        late,
+    )
+    if error is not None:
+        raise ShimError(f"{kernel.entry}: {error.decode()} (late {late}, backwards {backwards})")
+
+
+class _Map(ctypes.Structure):
+    _align_ = 64
+    _fields_ = [("words", ctypes.c_uint64 * 16)]
+
+
+def _value(
+    kernel: DeviceKernel, memory: _Memory, item: Any, point: Mapping[str, int]
+) -> tuple[str, Any]:
+    """The letter of a parameter and what holds it."""
+    if isinstance(item, Pointer):
+        return "p", ctypes.c_uint64(memory.address(item.slot, evaluate(item.offset, point)))
+    if isinstance(item, Scalar):
+        assert not isinstance(item.value, float)
+        number = evaluate(item.value, point)
+        return (
+            ("i", ctypes.c_int32(number)) if item.kind == "i32" else ("l", ctypes.c_int64(number))
+        )
+    assert isinstance(item, TensorMap)
+    form = kernel.maps[item.form]
+    box = encode_box(
+        form,
+        memory.address(item.slot, evaluate(item.offset, point)),
+        [evaluate(dim, point) for dim in item.sizes],
+        [evaluate(dim, point) for dim in item.strides],
+    )
+    columns, rows = box.sizes
+    packed = struct.pack(
+        "<QQQQIIII",
+        *(box.address, rows, columns, box.strides[0]),
+        *(form.box[0], form.box[1], box.dtype.nbytes, form.swizzle),
+    )
+    room = ctypes.create_string_buffer(128 + 64)
+    start = -ctypes.addressof(room) % 64
+    held = _Map.from_buffer(room, start)
+    ctypes.memmove(ctypes.addressof(held), packed, len(packed))
+    return "s", held
