@@ -5,11 +5,19 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 FORK = multiprocessing.get_context("fork")
+
+
+@dataclass(frozen=True, slots=True)
+class Last:
+    """An answer after which its process is not fit for more; the next task gets a new one."""
+
+    answer: Any
 
 
 class Worker:
@@ -72,8 +80,12 @@ def run(
             for connection in {*ready, *late}:
                 worker = busy.pop(connection)  # type: ignore[call-overload]
                 answer, reason = _collect(worker, connection in ready, limit_s)
+                spent = reason is not None
+                if isinstance(answer, Last):
+                    worker.stop()
+                    answer, spent = answer.answer, True
                 yield worker.task, answer, reason
-                idle.append(worker if reason is None else Worker(perform))
+                idle.append(Worker(perform) if spent else worker)
     finally:
         for worker in [*idle, *busy.values()]:
             worker.stop()
