@@ -1,4 +1,7 @@
-"""What each layer of an engine on a GPU writes, in one run where no layer overwrites another."""
+"""What each layer of an engine on a GPU writes, in one run where no layer overwrites another.
+
+Memory that nobody wrote holds bytes that are no number, so that a layer which reads it shows.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.cuda.device import Device
 from engine.ir.types import Array
 from engine.plan.arena import Request, plan_arena
 from engine.plan.structure import FlatStep, Program
@@ -18,6 +22,9 @@ from engine.runtime.feeds import bind_symbols, check_feeds
 from engine.runtime.steps import arena_requests
 
 __all__ = ["DeviceCapture"]
+
+#: Bytes of poison that are copied at a time.
+POISONED_NBYTES = 1 << 26
 
 
 class DeviceCapture:
@@ -39,7 +46,7 @@ class DeviceCapture:
         self._memory.grow(max(layout.nbytes, 1), "every intermediate value at once", helps)
         self._zeros.grow(max(layout.zeros_nbytes, 1), "the counters of kernels", helps)
         handle = self._stream.handle
-        engine.device.clear(self._memory.address, self._memory.nbytes, handle)
+        _poison(engine.device, self._memory, handle)
         engine.device.clear(self._zeros.address, self._zeros.nbytes, handle)
         self._binding.prepare(self._memory.address, self._zeros.address, 1, programmatic=False)
         self._values: dict[int, Any] = {}
@@ -69,6 +76,15 @@ class DeviceCapture:
         self._binding.close()
         self._memory.close()
         self._zeros.close()
+
+
+def _poison(device: Device, memory: Block, stream: int) -> None:
+    """Fill memory with bytes that are not-a-numbers in every float."""
+    poison = np.full(min(memory.nbytes, POISONED_NBYTES), 0xFF, np.uint8)
+    for start in range(0, memory.nbytes, POISONED_NBYTES):
+        count = min(POISONED_NBYTES, memory.nbytes - start)
+        device.upload(memory.address + start, poison.ctypes.data, count, stream)
+    device.synchronize(stream)
 
 
 def _apart(program: Program, steps: list[FlatStep], sizes: Mapping[str, int]) -> Layout:

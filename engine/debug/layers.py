@@ -16,10 +16,11 @@ import numpy as np
 from engine.debug.compare import Difference, difference
 from engine.debug.interpret import run_node
 from engine.errors import OptionError
-from engine.ir.graph import Graph, Node
-from engine.ir.sizes import evaluate
+from engine.ir.graph import Graph, Node, Value
+from engine.ir.sizes import Dim, evaluate
 from engine.ir.types import Array, TensorType
 from engine.kernels.runner import Runner
+from engine.lower.placement import is_joining
 from engine.plan.accesses import step_accesses, touched_slots
 from engine.plan.arena import Request, plan_arena
 from engine.plan.slots import is_fixed, root_of
@@ -51,11 +52,12 @@ class LayerDifference:
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """What a layer wrote into a slot."""
+    """What a layer wrote into a slot; ``shared`` when other layers wrote other parts of it."""
 
     layer: int
     slot: int
     array: Array
+    shared: bool = False
 
 
 def compare_layers(
@@ -63,20 +65,20 @@ def compare_layers(
 ) -> Iterator[LayerDifference]:
     """Compare every layer with its node in the optimised graph, in the order in which they run.
 
-    Values that no layer of the engine holds (views, what is overwritten, what Python owns) are
-    computed by their meaning. Raises OptionError when the engine is not built from this graph.
+    Values that no layer of the engine holds (views, what Python owns) are computed by their
+    meaning. Raises OptionError when the engine is not built from this graph.
     """
     layers = {layer.name: index for index, layer in enumerate(engine.program.layers)}
     _check_same(graph, layers)
-    held: dict[int, list[Array]] = {}
+    held: dict[int, list[Captured]] = {}
     for item in captured_values(engine, feeds):
-        held.setdefault(item.layer, []).append(item.array)
+        held.setdefault(item.layer, []).append(item)
     values: dict[int, Any] = {id(value): feeds.get(value.name) for value in graph.inputs}
     last = _last_uses(graph)
     for position, node in enumerate(graph.nodes):
         expected = run_node(node, values, graph, feeds)
         index = layers.get(node.name, -1)
-        found = _matched(held.pop(index, []), expected)
+        found = _matched(node, held.pop(index, []), expected)
         for output, (value, wanted) in enumerate(zip(node.outputs, expected)):
             values[id(value)] = found.get(output, wanted)
         if found:
@@ -103,19 +105,58 @@ def _last_uses(graph: Graph) -> dict[int, int]:
     return last
 
 
-def _matched(arrays: Sequence[Array], expected: Sequence[Any]) -> dict[int, Array]:
-    """Which array is which output: in order, by dtype and number of elements."""
-    left = list(arrays)
+def _matched(node: Node, items: Sequence[Captured], expected: Sequence[Any]) -> dict[int, Array]:
+    """Which array is which output: in order, by dtype and number of elements, else as a slice."""
+    left = list(items)
     found = {}
     for output, wanted in enumerate(expected):
         if not isinstance(wanted, np.ndarray):
             continue
-        fits = (a for a in left if a.dtype == wanted.dtype and a.size == wanted.size)
-        array = next(fits, None)
-        if array is not None:
-            left = [other for other in left if other is not array]
-            found[output] = array.reshape(wanted.shape)
+        slices = [(value.tensor.dims[-1], offset) for value, offset in _joins(node.outputs[output])]
+        for item in left:
+            array = _whole(node, item, wanted)
+            if array is None:
+                array = _slice(item.array, wanted, slices)
+            if array is not None:
+                left = [other for other in left if other is not item]
+                found[output] = array.reshape(wanted.shape)
+                break
     return found
+
+
+def _whole(node: Node, item: Captured, wanted: Array) -> Array | None:
+    if item.array.dtype != wanted.dtype or item.array.size != wanted.size:
+        return None
+    return None if item.shared and not is_joining(node) else item.array
+
+
+def _joins(value: Value) -> Iterator[tuple[Value, int]]:
+    """The tensors beside others of which a value may be made in place, and where it begins."""
+    offset: Dim = 0
+    while True:
+        join = next((user for user, _ in value.uses if is_joining(user)), None)
+        if join is None:
+            return
+        for other in join.inputs:
+            if other is value:
+                break
+            assert other is not None
+            offset = offset + other.tensor.dims[-1]
+        value = join.outputs[0]
+        if not isinstance(offset, int):
+            return
+        yield value, offset
+
+
+def _slice(array: Array, wanted: Array, slices: Sequence[tuple[Dim, int]]) -> Array | None:
+    """The part of a wider tensor that a layer writes, its pixels further apart."""
+    if not wanted.ndim or not array.ndim or array.dtype != wanted.dtype or not wanted.size:
+        return None
+    width, channels = array.shape[-1], wanted.shape[-1]
+    begin = next((offset for size, offset in slices if size == width), None)
+    if begin is None or array.size // width != wanted.size // channels:
+        return None
+    return array.reshape(-1, width)[:, begin : begin + channels]
 
 
 def _worst(node: Node, found: Mapping[int, Array], expected: Sequence[Any]) -> Difference:
@@ -128,7 +169,7 @@ def _worst(node: Node, found: Mapping[int, Array], expected: Sequence[Any]) -> D
 def captured_values(engine: Engine | CudaEngine, feeds: Mapping[str, Any]) -> list[Captured]:
     """What each layer writes for others to read, in the order in which layers write it.
 
-    What a later layer overwrites is left out, and so are workspace and what Python owns.
+    Workspace is left out, and so is what Python owns.
     """
     if not isinstance(engine, Engine):
         return _captured_on_device(engine, feeds)
@@ -150,8 +191,8 @@ def captured_values(engine: Engine | CudaEngine, feeds: Mapping[str, Any]) -> li
     buffers = _buffers(bound, given)
     bound.run(buffers, runner, None)
     return [
-        Captured(layer, slot, np.array(bound.view(slot, buffers)))
-        for layer, slot in _results(program, bound.steps)
+        Captured(layer, slot, np.array(bound.view(slot, buffers)), shared)
+        for layer, slot, shared in _results(program, bound.steps)
         if is_fixed(program.slots[slot])
     ]
 
@@ -162,8 +203,8 @@ def _captured_on_device(engine: CudaEngine, feeds: Mapping[str, Any]) -> list[Ca
     capture, program = DeviceCapture(engine, feeds), engine.program
     try:
         return [
-            Captured(layer, slot, capture.view(slot))
-            for layer, slot in _results(program, capture.steps)
+            Captured(layer, slot, capture.view(slot), shared)
+            for layer, slot, shared in _results(program, capture.steps)
             if is_fixed(program.slots[slot])
         ]
     finally:
@@ -187,8 +228,8 @@ def _buffers(bound: BoundProgram, feeds: Sequence[Any]) -> Buffers:
     return buffers
 
 
-def _results(program: Program, steps: Sequence[FlatStep]) -> list[tuple[int, int]]:
-    """Layers and the slots that they write for others, each slot's root written by one layer."""
+def _results(program: Program, steps: Sequence[FlatStep]) -> list[tuple[int, int, bool]]:
+    """Layers and the slots that they write for others, and whether other layers write there."""
     writers: dict[int, set[int]] = {}
     readers: dict[int, set[int]] = {}
     written: dict[tuple[int, int], None] = {}
@@ -202,8 +243,8 @@ def _results(program: Program, steps: Sequence[FlatStep]) -> list[tuple[int, int
     for layer, slot in written:
         root = root_of(program, slot)
         read = readers.get(root, set()) - {layer}
-        if writers[root] == {layer} and (read or program.slots[root].place == "output"):
-            found.append((layer, slot))
+        if read or program.slots[slot].place == "output" or program.slots[root].place == "output":
+            found.append((layer, slot, writers[root] != {layer}))
     return found
 
 
