@@ -1,8 +1,8 @@
 """Kernels for Hopper on the CPU: `tests.cuda_shim` with boxes, barriers and warpgroup products.
 
-`run_product` runs a launch step over the flat memory of a layer's slots (`tests.cuda_layer.filled`).
-Every kernel runs four times: threads in both orders, asynchronous work early and late; all runs must
-write the same bytes, and none outside of what it may write.
+`run_product` runs a launch step over the flat memory of a layer's slots
+(`tests.cuda_layer.filled`). Every kernel runs four times: threads in both orders, asynchronous work
+early and late; all runs must write the same bytes, and none outside of what it may write.
 """
 
 from __future__ import annotations

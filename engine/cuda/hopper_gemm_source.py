@@ -1,8 +1,9 @@
 """The text of the matrix product for Hopper; `engine.cuda.hopper_gemm` fills it in.
 
-Upper-case names are macros that the configuration defines. A block has three warpgroups: the first
-loads, two compute. Shared memory holds a ring of stages (rows of A, then rows of B, 64 elements of k
-each), buffers of 16 rows x 64 columns of the result for every computing warp, and the barriers.
+Upper-case names are macros that the configuration defines. A block has three warpgroups: the
+first loads, two compute. Shared memory holds a ring of stages (rows of A, then rows of B, 64
+elements of k each), buffers of 16 rows x 64 columns of the result for every computing warp, and
+the barriers.
 """
 
 from __future__ import annotations
@@ -189,7 +190,8 @@ extern "C" __global__ void DIMENSIONS __launch_bounds__(THREADS, 1) hopper_gemm(
             for (int step = 0; step < steps; ++step) {
                 ef_await(full + 8 * turn.stage, turn.phase);
                 const uint32_t stage = ring + turn.stage * STAGE_NBYTES;
-                const uint64_t left = ef_descriptor(stage + (PINGPONG ? 0 : group * GROUP_ROWS * 128));
+                const uint32_t rows = stage + (PINGPONG ? 0 : group * GROUP_ROWS * 128);
+                const uint64_t left = ef_descriptor(rows);
                 const uint64_t right = ef_descriptor(stage + A_NBYTES);
                 #pragma unroll
                 for (int i = 0; i < BLOCKS; ++i) ef_hold(sums[i]);

@@ -126,7 +126,8 @@ EF_FUNCTION uint64_t ef_descriptor(uint32_t address) {
       | (uint64_t)1 << 62; }
 #ifdef __CUDACC__
 EF_FUNCTION void ef_wgmma_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-EF_FUNCTION void ef_wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+EF_FUNCTION void ef_wgmma_commit() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int left> EF_FUNCTION void ef_wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(left) : "memory"); }
 /* The compiler may not move accesses to sums over this. */
