@@ -99,6 +99,12 @@ def _cudnn() -> str:
     return f"{frontend().backend_version()}, frontend {version('nvidia-cudnn-frontend')}"
 
 
+def _cupy() -> str:
+    from engine.cuda.cupy_arrays import cupy_module
+
+    return str(cupy_module().__version__)
+
+
 def _self_test(name: str) -> Finding:
     """A tiny model built for the first GPU, run there, and compared with its meaning."""
     if _why_no_gpu():
@@ -131,5 +137,6 @@ GPU_CHECKS: dict[str, Check] = {
     ),
     "cublaslt": _part(_cublaslt, "cuda", "to measure and run its products"),
     "cudnn": _part(_cudnn, "cudnn", "to measure and run its convolutions and attention"),
+    "cupy": _part(_cupy, "cupy", "to run on a GPU what has no kernel yet"),
     "gpu self-test": _self_test,
 }

@@ -196,6 +196,7 @@ def host_steps_of(plan: Plan) -> list[Json]:
         cause = {
             "reference": "no meaning here; onnx's reference evaluator runs it",
             "copy": "an output that is an input, a constant or another output",
+            "cupy": "no kernel took it, so its meaning runs on CuPy's arrays, on the GPU",
         }.get(step.function, "no kernel took it, so its meaning runs in NumPy")
         if step.declares:
             cause = "the size of its result is known only after it ran"
