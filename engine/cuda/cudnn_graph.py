@@ -3,18 +3,21 @@
 A call is one cuDNN graph: the operation and everything elementwise around it. The plan stores the
 engine's number and its knobs, never a serialised plan: that would be trusted blindly by the
 library. Building a graph from them takes milliseconds for precompiled kernels, and a compilation
-for those that the library generates.
+for those that the library generates: those are kept in a cache of the user's (`cudnn_cache`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from engine.cuda import cudnn_cache
 from engine.cuda.cudnn_calls import AttentionCall, Call, ConvolutionCall, EngineChoice, read_call
 from engine.cuda.libraries import load_shared
 from engine.errors import KernelError, MissingExtraError
@@ -29,6 +32,8 @@ _LIBRARIES = (
     ("libcudnn.so.9", "nvidia-cudnn-cu13"),
 )
 _PURPOSE = "a layer by cuDNN"
+#: A graph that took longer to build, in seconds, is kept in the cache.
+SLOW_BUILD_S = 0.05
 
 
 @functools.cache
@@ -212,7 +217,9 @@ class CudnnGraphs:
         with self.lock:
             built = self._built.get(key)
             if built is None:
-                built = self._built[key] = BuiltGraph(self, wanted, chosen, named)
+                versions = (self._version, getattr(frontend(), "__version__", ""))
+                kept = cudnn_cache.entry_key(call, sizes, versions, target)
+                built = self._built[key] = BuiltGraph(self, wanted, chosen, named, kept)
         return PreparedGraph(self, built)
 
     def close(self) -> None:
@@ -224,15 +231,27 @@ class CudnnGraphs:
 
 
 class BuiltGraph:
-    """A graph with one engine; all layers and contexts that hold the same call share it."""
+    """A graph with one engine; all layers and contexts that hold the same call share it.
+
+    ``kept`` is its name in the cache.
+    """
 
     def __init__(
-        self, library: CudnnGraphs, call: Call, chosen: EngineChoice, sizes: Mapping[str, int]
+        self,
+        library: CudnnGraphs,
+        call: Call,
+        chosen: EngineChoice,
+        sizes: Mapping[str, int],
+        kept: str,
     ) -> None:
         self.operand_nbytes = call.operand_nbytes(sizes)
+        self.numbers = list(range(1, len(self.operand_nbytes) + 1))
         self.graph: Any
+        if self._restored(library, kept):
+            return
+        began = time.perf_counter()
         try:
-            self.graph, self.numbers = build_graph(call, sizes, library.handle)
+            self.graph, _ = build_graph(call, sizes, library.handle)
             self.graph.validate()
             self.graph.build_operation_graph()
             self.graph.create_execution_plan(chosen.engine, knobs_of(chosen))
@@ -249,6 +268,23 @@ class BuiltGraph:
                 f"cuDNN needs {self.workspace_nbytes} bytes of workspace for {dict(sizes)}, the "
                 f"plan holds {chosen.workspace_nbytes}; build the plan again"
             )
+        if time.perf_counter() - began > SLOW_BUILD_S:
+            with contextlib.suppress(*graph_errors()):  # a graph that cannot be written down
+                data = bytes(self.graph.serialize())
+                cudnn_cache.write(kept, cudnn_cache.Entry(data, self.workspace_nbytes))
+
+    def _restored(self, library: CudnnGraphs, kept: str) -> bool:
+        """Whether the graph was in the cache and the library takes it; else it is built anew."""
+        entry = cudnn_cache.read(kept)
+        if entry is None:
+            return False
+        try:
+            self.graph = frontend().pygraph(handle=library.handle)
+            self.graph.deserialize(list(entry.data))
+        except graph_errors():
+            return False
+        self.workspace_nbytes = entry.workspace_nbytes
+        return True
 
 
 class PreparedGraph:

@@ -255,6 +255,9 @@ class Graph:
     def get_workspace_size_plan_at_index(self, index: int) -> int:
         return 512
 
+    def serialize(self) -> list[int]:
+        raise RuntimeError("this graph cannot be written down")
+
     def execute_plan_at_index(
         self, addresses: Mapping[int, int], workspace: int, index: int, *, handle: Any
     ) -> None:
