@@ -28,6 +28,7 @@ from onnx.backend.test.loader import load_node_model_tests
 
 from engine.building import BuildOptions, optimise, read_model
 from engine.errors import EngineError
+from engine.ir.graph import Graph
 from engine.ops import Operator, known
 from engine.ops.exclusions import EXCLUSIONS
 from engine.tactics import candidates
@@ -40,16 +41,23 @@ SUITE = ROOT / "benchmarks" / "results" / "backend_suite.json"
 SUITE_HEADING = "## Failing cases of the backend suite"
 OLDEST_OPSET = 7
 
+#: Targets that are tried, and the sources that need no device to offer kernels for them.
+SOURCES = {"cpu": ("c",), "cuda:sm90": ("triton", "nvrtc")}
+GPU = "cuda:sm90"
+
 Key = tuple[str, str]
 
 
 @dataclass(slots=True)
 class Tried:
-    """What became of an operator's cases: how many there are, and by which tactics they ran."""
+    """What became of an operator's cases: how many there are, and by which tactics they ran.
+
+    ``fast`` counts by target the cases that kernels run as a whole, ``tactics`` names the kernels.
+    """
 
     cases: int = 0
-    fast: int = 0
-    tactics: Counter[str] = field(default_factory=Counter)
+    fast: Counter[str] = field(default_factory=Counter)
+    tactics: dict[str, set[str]] = field(default_factory=lambda: {name: set() for name in SOURCES})
 
 
 def schemas() -> dict[Key, list[int]]:
@@ -87,19 +95,18 @@ def variants(case: Any) -> Iterator[onnx.ModelProto]:
     yield usual
 
 
-def tactics_of(model: onnx.ModelProto) -> set[str] | None:
-    """The tactics that run a model in generated C as a whole; None when a step needs NumPy.
+def tactics_of(graph: Graph, target: str) -> set[str] | None:
+    """The tactics that run a graph by kernels as a whole; None when a step needs its meaning.
 
     Nodes that only change a shape cost nothing ("view"), nor does what folds to a constant
     ("folded"). An identity is left only where an input is an output, as in these small models.
     """
-    graph = optimise(read_model(model, BuildOptions(reference=False)))
     found: set[str] = set()
     for node in graph.nodes:
         if node.kind in ("View", "Identity"):
             found.add("view")
             continue
-        offered, _ = candidates(node, ("c",), {}, describe("cpu"))
+        offered, _ = candidates(node, SOURCES[target], {}, describe(target))
         if not offered:
             return None
         found |= {item.tactic for item in offered}
@@ -117,15 +124,18 @@ def try_out() -> dict[Key, Tried]:
             node = case.model.graph.node[0]
             row = tried[node.domain if node.domain != "ai.onnx" else "", node.op_type]
             row.cases += 1
-            found = [answer for answer in map(_answer, variants(case)) if answer]
-            row.fast += bool(found)
-            row.tactics.update(set().union(*found))
+            graphs = [graph for graph in map(_graph, variants(case)) if graph is not None]
+            for target in SOURCES:
+                answers = [tactics_of(graph, target) for graph in graphs]
+                found = [answer for answer in answers if answer]
+                row.fast[target] += bool(found)
+                row.tactics[target].update(*found)
     return tried
 
 
-def _answer(model: onnx.ModelProto) -> set[str] | None:
+def _graph(model: onnx.ModelProto) -> Graph | None:
     try:
-        return tactics_of(model)
+        return optimise(read_model(model, BuildOptions(reference=False)))
     except EngineError:
         return None
 
@@ -148,12 +158,14 @@ def full_name(key: Key) -> str:
 def row_text(key: Key, versions: Sequence[int], classes: Sequence[type[Operator]], t: Tried) -> str:
     """One line of the table."""
     if not classes:
-        return f"| {full_name(key)} | {_numbers(versions)} | excluded | | |"
+        return f"| {full_name(key)} | {_numbers(versions)} | excluded | | | | |"
     files = sorted({cls.__module__.rpartition(".")[2] for cls in classes})
     meaning = ", ".join(f"`{name}`" for name in files)
-    used = ", ".join(sorted(t.tactics)) or "NumPy"
-    share = f"{t.fast} of {t.cases}" if t.cases else "no case"
-    return f"| {full_name(key)} | {_numbers(versions)} | {meaning} | {used} | {share} |"
+    cells = [full_name(key), _numbers(versions), meaning]
+    for target, none in (("cpu", "NumPy"), (GPU, "meaning")):
+        cells.append(", ".join(sorted(t.tactics[target])) or none)
+        cells.append(f"{t.fast[target]} of {t.cases}" if t.cases else "no case")
+    return f"| {' | '.join(cells)} |"
 
 
 def _numbers(values: Iterable[int]) -> str:
@@ -167,13 +179,13 @@ Written by `python -m scripts.operators` from onnx {onnx}; do not edit.
 
 Every operator in force at opset {oldest} or later. **Meaning** is the file of `engine/ops/` with
 its shape rule and its NumPy meaning: the constant folder, the oracle of the tests, and what runs
-where no tactic serves. **Fast** lists the tactics that offered generated C when the operator's
-single-node cases of onnx's backend suite were read and optimised, each as it is, and as models use
-it: with constants for all inputs but the first, and one output. A **view** costs nothing at run
-time, nor does what is **folded** to a constant. **Cases** says for how many of them this covers
-the whole graph. The others run in NumPy: for their element types (strings, integers and floats of
-8 bits or fewer; contractions, pooling and attention take float32 only), or for a form that no
-tactic serves. In a real model an operator often fares better than alone: activations, additions
+where no tactic serves. **CPU** and **GPU** list the tactics that offered kernels when the
+operator's single-node cases of onnx's backend suite were read and optimised, each as it is, and as
+models use it: with constants for all inputs but the first, and one output. A **view** costs nothing
+at run time, nor does what is **folded** to a constant. **Cases** says for how many of them this
+covers the whole graph. The others run as their meaning: for their element types (strings, integers
+and floats of 8 bits or fewer; contractions, pooling and attention take float32 only on a CPU, and
+float16, bfloat16 and float32 on a GPU), or for a form that no tactic serves. In a real model an operator often fares better than alone: activations, additions
 and batch norms join the layer before them, and products, transposes and a softmax become attention.
 
 | tactic | serves |
@@ -187,6 +199,22 @@ and batch norms join the layer before them, and products, transposes and a softm
 | c.attention | scaled dot-product attention |
 | c.transpose | transposes that move the last axis |
 | c.concat | concatenation; inputs made in their slices cost nothing |
+
+On a GPU the libraries' tactics (`cublaslt`, `cudnn`) come beside these for products, convolutions
+and attention, and what has no kernel runs as its meaning on CuPy's arrays where those can, else on
+the host. Candidates are listed for {gpu}.
+
+| tactic | serves |
+|---|---|
+| nvrtc.region | elementwise chains, reductions, softmax, norms, data movement |
+| triton.gemm, nvrtc.gemv | MatMul and Gemm with what follows them; those of few rows |
+| triton.convolution, nvrtc.depthwise | convolutions with what follows them; those in depth |
+| triton.stem, nvrtc.stem | the first convolution of an image |
+| triton.attention, triton.cache_update | attention, also over a cache; writing into a cache |
+| nvrtc.plain | products, convolutions and attention of every size and type that the others refuse |
+| nvrtc.pooling, nvrtc.map_reduction | pooling over windows; over whole images |
+| nvrtc.resize | images resized between NHWC layers |
+| nvrtc.transpose, nvrtc.concat | transposes that move the last axis; concatenation |
 """
 
 
@@ -194,13 +222,17 @@ def page(tried: Mapping[Key, Tried]) -> str:
     """The whole page but for the suite's section."""
     versions, registered = schemas(), known()
     with_meaning = [key for key in versions if key in registered]
-    lines = [INTRODUCTION.format(onnx=onnx.__version__, oldest=OLDEST_OPSET)]
+    lines = [INTRODUCTION.format(onnx=onnx.__version__, oldest=OLDEST_OPSET, gpu=GPU)]
+    fast = {
+        target: sum(bool(tried[k].fast[target]) for k in with_meaning if k in tried)
+        for target in SOURCES
+    }
     lines.append(
         f"{len(with_meaning)} of {len(versions)} operators have a meaning of their own; "
-        f"{sum(bool(tried[k].fast) for k in with_meaning if k in tried)} of them have a fast "
-        "tactic.\n"
+        f"{fast['cpu']} of them have kernels on a CPU, {fast[GPU]} on a GPU.\n"
     )
-    lines.append("| operator | versions | meaning | fast | cases |\n|---|---|---|---|---|")
+    header = "| operator | versions | meaning | CPU | cases | GPU | cases |\n"
+    lines.append(f"{header}|---|---|---|---|---|---|---|")
     lines += [
         row_text(key, found, registered.get(key, ()), tried.get(key, Tried()))
         for key, found in versions.items()
