@@ -48,8 +48,12 @@ EF_FUNCTION float ef_float(uint32_t u) { float x; memcpy(&x, &u, 4); return x; }
    after ef_launch_dependents of all blocks the next kernel may begin up to its own ef_wait. */
 #if defined(__CUDACC__) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 EF_FUNCTION void ef_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+#ifdef EF_QUIET /* what comes next may not wait */
+EF_FUNCTION void ef_launch_dependents() {}
+#else
 EF_FUNCTION void ef_launch_dependents() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+#endif
 #else
 EF_FUNCTION void ef_wait() {}
 EF_FUNCTION void ef_launch_dependents() {}

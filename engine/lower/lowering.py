@@ -13,6 +13,7 @@ from engine.errors import KernelError
 from engine.ir.graph import Graph, Node, Value
 from engine.ir.types import Array
 from engine.lower.builder import PackedWeight, ProgramBuilder, stored_type
+from engine.lower.quiet import hold_back
 from engine.lower.slices import plan_slices
 from engine.lower.updates import Updates, copy_order, plan_updates, viewed
 from engine.ops.reference import Reference
@@ -91,6 +92,8 @@ def lower(
     for node in graph.nodes:
         _lower_node(builder, node, choices, cases.get(node.name, ()), owners)
     _copy_outputs(builder, pending)
+    for made, replaced in hold_back(builder).items():
+        owners.setdefault(made, owners.get(replaced, []))
     functions, images = _compiled(builder.device_kernels, compile, owners)
     if not early:
         functions = tuple(replace(item, waits=False) for item in functions)
