@@ -18,12 +18,16 @@ import numpy as np
 
 from engine.cuda.kernel import DeviceKernel
 from engine.cuda.tensor_map import encode_box
+from engine.ir.graph import Graph, Node
 from engine.ir.sizes import evaluate
+from engine.lower.placement import Placement
 from engine.plan.device import LaunchStep, Pointer, Scalar, TensorMap
+from engine.tactics.tactic import Candidate
 from tests import cuda_shim
+from tests.cuda_layer import _view, emitted, filled
 from tests.cuda_shim import HEADER, POISON, ShimError
 
-__all__ = ["run_product"]
+__all__ = ["run_layer", "run_product"]
 
 _GUARD = 1024
 _BLOCK_THREADS, _BLOCK_SHARED = 384, 128 << 10
@@ -163,3 +167,21 @@ def _value(
     held = _Map.from_buffer(room, start)
     ctypes.memmove(ctypes.addressof(held), packed, len(packed))
     return "s", held
+
+
+def run_layer(
+    graph: Graph,
+    node: Node,
+    candidate: Candidate,
+    point: Mapping[str, int],
+    *,
+    placed: Mapping[int, Placement] | None = None,
+    blocks: int | None = None,
+) -> np.ndarray:
+    """The output of a layer of one launch; slices per ``placed``."""
+    builder = emitted(graph, node, candidate, placed)
+    arrays = filled(builder, node, point)
+    (step,) = builder.steps
+    assert isinstance(step, LaunchStep)
+    run_product(builder.device_kernels[step.function], step, arrays, point, blocks)
+    return _view(builder, arrays, node.outputs[0], point).copy()
