@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from engine.profile import AxisSpec, Profile, parse_shapes, profile_symbols
 from engine.target import CudaTarget, Target, describe, sources_of
 
 if TYPE_CHECKING:
-    from engine.lower.lowering import Attempt, Compile
+    from engine.lower.lowering import Compile
     from engine.tune.records import TimingRecord
 
 __all__ = ["PRECISIONS", "BuildOptions", "assemble_plan", "build", "optimise", "read_model"]
@@ -81,6 +81,8 @@ def build(
     reference: bool = True,
     records: Iterable[TimingRecord] = (),
     updates: Mapping[str, str] | None = None,
+    report: Callable[[int, int, str], None] | None = None,
+    keep: Callable[[Sequence[TimingRecord]], None] | None = None,
 ) -> Plan:
     """Build a plan from an ONNX model (a path, the bytes of a file, or a ModelProto).
 
@@ -89,8 +91,10 @@ def build(
     sources, all of the target's when none is given; ``reference`` allows operators without a
     meaning here to run in onnx's reference evaluator; ``records`` are timing records to reuse
     instead of measuring; ``updates`` maps names of outputs to names of inputs that they update in
-    place (a cache, a state): ``{"present_key": "past_key"}``. Raises ModelError for a model that
-    cannot be built and OptionError for an option that means nothing.
+    place (a cache, a state): ``{"present_key": "past_key"}``. While layers are tuned, ``report``
+    hears (done, all, what is done now) and ``keep`` the timing records as they are made, so that an
+    interrupted build loses none. Raises ModelError for a model that cannot be built and OptionError
+    for an option that means nothing.
     """
     from engine.tune.tuning import tune_graph
 
@@ -107,7 +111,7 @@ def build(
     check_weights(graph)
     graph = optimise(graph, options.precision)
     known = list(records)
-    known += tune_graph(graph, options, known)
+    known += tune_graph(graph, options, known, report, keep)
     return assemble_plan(graph, options, known)
 
 
@@ -144,39 +148,32 @@ def assemble_plan(graph: Graph, options: BuildOptions, records: Iterable[TimingR
 
     A candidate whose kernel does not compile makes room for the next best one.
     """
-    from engine.lower.lowering import UncompiledError, lower
-    from engine.tune.choosing import choose_all
+    from engine.tune.choosing import Memo
+    from engine.tune.whole_programs import choose_program, lower_chosen
 
     symbols = profile_symbols(graph, options.profile)
     known = list(records)
     target = describe(options.target)
-    failed: set[Attempt] = set()
-    decisions = [decision.to_json() for decision in graph.decisions]
-    while True:
-        chosen = choose_all(graph, options, symbols, known, failed)
-        try:
-            lowered = lower(
-                graph,
-                symbols,
-                chosen.last,
-                device_compiler(target),
-                cases=chosen.cases,
-                updates=options.updates,
-            )
-            break
-        except UncompiledError as error:  # measured at fixed sizes, or not at all
-            fresh = sorted(set(error.attempts) - failed)
-            if not fresh:
-                raise
-            failed.update(fresh)
-            decisions += [_refused(*attempt, str(error)) for attempt in fresh]
+    memo: Memo = {}
+    allowed, early = choose_program(graph, options, symbols, known, memo)
+    lowered, failed = lower_chosen(
+        graph,
+        options,
+        symbols,
+        known,
+        device_compiler(target),
+        allowed=allowed,
+        early=early,
+        memo=memo,
+    )
+    refused = [_refused(*attempt, reason) for attempt, reason in failed]
     return Plan(
         program=lowered.program,
         weights=lowered.packed,
         images=lowered.images,
         target=target.to_json(),
         codegen=CODEGEN,
-        decisions=tuple(decisions),
+        decisions=(*(decision.to_json() for decision in graph.decisions), *refused),
     )
 
 

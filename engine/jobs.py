@@ -6,7 +6,6 @@ model is deterministic, so a step that needs the graph makes it anew from the mo
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +20,9 @@ from engine.errors import (
     OptionError,
     TargetMismatchError,
 )
+from engine.ir.digest import graph_digest
 from engine.ir.graph import Graph
-from engine.ir.text import graph_text
-from engine.ir.types import Array, DType, TensorType
+from engine.ir.types import DType, TensorType
 from engine.ir.weights import check_weights
 from engine.plan.structure import Program
 from engine.profile import parse_shapes
@@ -104,27 +103,6 @@ def _read_updates(value: Any) -> dict[str, str]:
     return dict(pairs)
 
 
-def graph_digest(graph: Graph) -> str:
-    """The digest of a graph, its bodies and their constants; equal for a model exported twice."""
-    digest = hashlib.sha256(graph_text(graph).encode())
-    for owner in [graph, *(body for _, node in graph.walk() for body in node.bodies)]:
-        for node in owner.nodes:  # the text shortens long attributes
-            digest.update(json.dumps(node.op.attributes(), sort_keys=True, default=str).encode())
-        for value in owner.constants():
-            if value.constant is not None:
-                _digest_array(digest, value.constant)
-    return digest.hexdigest()
-
-
-def _digest_array(digest: hashlib._Hash, array: Array) -> None:
-    if array.dtype == object:
-        digest.update(json.dumps(array.reshape(-1).tolist()).encode())
-        return
-    flat = array.reshape(-1).view("u1") if array.size else array.reshape(-1)
-    for start in range(0, flat.nbytes, 1 << 26):
-        digest.update(flat[start : start + (1 << 26)].tobytes())
-
-
 _LATEST: list[tuple[tuple[Any, ...], Graph]] = []
 
 
@@ -144,6 +122,7 @@ def _graph(model: Path, options: Mapping[str, Any]) -> tuple[Graph, BuildOptions
 def prepare(model: str | Path, options: Mapping[str, Any]) -> Prepared:
     """Read and fuse a model, and list the layers of which more than one candidate is offered."""
     from engine.tune.tuning import tuning_tasks
+    from engine.tune.whole_programs import whole_signature
 
     path = Path(model).resolve()
     if not path.is_file():
@@ -153,6 +132,8 @@ def prepare(model: str | Path, options: Mapping[str, Any]) -> Prepared:
         TuningTask(task.signature, {"node": task.node.name})
         for task in tuning_tasks(graph, read, ())
     )
+    if _times_programs(read):
+        tasks = (*tasks, TuningTask(whole_signature(graph, read), {"node": "the whole program"}))
     blob = json.dumps({"model": str(path), "options": dict(options)}, sort_keys=True).encode()
     return Prepared(graph_digest(graph), blob, tasks)
 
@@ -171,23 +152,45 @@ def tune(
 ) -> Iterator[dict[str, Any]]:
     """Measure layers; yields timing records as dictionaries, ends early when told to stop."""
     from engine.tune.tuning import open_tuner, tuning_tasks
+    from engine.tune.whole_programs import unmeasured_programs, whole_signature
 
     graph, options = _reopen(prepared)
     records = _usable(known, options)
     wanted = {task.signature for task in tasks}
     todo = [t for t in tuning_tasks(graph, options, records) if t.signature in wanted]
-    if not todo:
+    whole = _times_programs(options) and whole_signature(graph, options) in wanted
+    if not todo and not (whole and unmeasured_programs(graph, options, records)):
         return
     report({"done": 0, "total": len(todo), "layer": "compiling"})
+
+    def compiled(done: int, kernels: int) -> None:
+        layer = f"compiling, {done} of {kernels} kernels"
+        report({"done": 0, "total": len(todo), "layer": layer})
+
     with open_tuner(options.target) as tuner:
-        tuner.compile(todo)
+        tuner.compile(todo, compiled)
         for index, task in enumerate(todo):
             if should_stop():
                 return
             report({"done": index, "total": len(todo), "layer": task.node.name})
             for record in tuner.measure(task):
+                records.append(record)
+                yield record.to_json()
+        # Where layers are measured in several jobs, the last step of the build does this.
+        if whole and not should_stop() and not tuning_tasks(graph, options, records):
+            report({"done": len(todo), "total": len(todo), "layer": "whole programs"})
+            for record in tuner.measure_programs(graph, options, records):
                 yield record.to_json()
     report({"done": len(todo), "total": len(todo)})
+
+
+def _times_programs(options: BuildOptions) -> bool:
+    """Whether a build measures whole programs, after its layers."""
+    from engine.tune.tuning import is_described
+    from engine.tune.whole_programs import LEAST_LEVEL
+
+    gpu = options.target.partition(":")[0] == "cuda" and not is_described(options.target)
+    return gpu and options.level >= LEAST_LEVEL
 
 
 def _usable(records: Sequence[Mapping[str, Any]], options: BuildOptions) -> list[TimingRecord]:
@@ -205,7 +208,10 @@ def assemble(
 ) -> dict[str, Any]:
     """Choose by the records, write the plan file, and report what is in it."""
     graph, options = _reopen(prepared)
-    plan = assemble_plan(graph, options, _usable(records, options))
+    known = _usable(records, options)
+    if _times_programs(options):
+        known += _programs(graph, options, known)
+    plan = assemble_plan(graph, options, known)
     plan.save(output)
     program = plan.program
     tactics: dict[str, int] = {}
@@ -219,6 +225,17 @@ def assemble(
         "requires": plan.requires,
         "fusions": sum(1 for item in graph.decisions if item.made),
     }
+
+
+def _programs(graph: Graph, options: BuildOptions, known: list[TimingRecord]) -> list[TimingRecord]:
+    """Records of whole programs that no job could make which had but some of the layers."""
+    from engine.tune.tuning import open_tuner
+    from engine.tune.whole_programs import unmeasured_programs
+
+    if not unmeasured_programs(graph, options, known):
+        return []
+    with open_tuner(options.target) as tuner:
+        return tuner.measure_programs(graph, options, known)
 
 
 def _count(shape: Sequence[int]) -> int:

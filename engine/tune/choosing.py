@@ -58,6 +58,10 @@ class Offer:
     pinned: Node | None = None
 
 
+#: What is offered for a node at a point, and the layer's signature there.
+Memo = dict[tuple[str, tuple[tuple[str, int], ...]], tuple[list[Offer], str]]
+
+
 @dataclass(frozen=True, slots=True)
 class Choices:
     """What `engine.lower.lowering.lower` takes: the last case of each layer, and those before."""
@@ -119,12 +123,17 @@ def choose_all(
     symbols: Sequence[Symbol],
     records: Iterable[TimingRecord],
     failed: Collection[Attempt] = frozenset(),
+    *,
+    allowed: Collection[str] | None = None,
+    memo: Memo | None = None,
 ) -> Choices:
     """The chosen candidates by node name, with times in nanoseconds.
 
     Among candidates tied with the fastest the lockfile's choice wins, then the order in which
     tactics offer them. Without records the lockfile's choice is taken, else the first candidate.
-    ``failed`` are left out: what was tried for a node and does not compile.
+    ``failed`` are left out: what was tried for a node and does not compile. ``allowed`` are the
+    sources to choose from, all of the options' by default; ``memo`` keeps what is offered between
+    calls with the same graph, options and records.
     """
     target = describe(options.target)
     search = _Search(
@@ -134,6 +143,8 @@ def choose_all(
         _table(records),
         shared_operands(graph, options.updates) if isinstance(target, CudaTarget) else {},
         frozenset(failed),
+        frozenset(options.tactics if allowed is None else allowed),
+        {} if memo is None else memo,
     )
     last: dict[str, tuple[Candidate, int]] = {}
     cases: dict[str, tuple[Case, ...]] = {}
@@ -169,6 +180,8 @@ class _Search:
     table: Table
     shared: Mapping[str, Sequence[tuple[int, int]]]
     failed: frozenset[Attempt]
+    allowed: frozenset[str]
+    memo: Memo
 
     def cases(self, node: Node) -> list[Case]:
         """The cases of a node in order, the last without conditions; none when nothing serves."""
@@ -204,10 +217,19 @@ class _Search:
 
     def _at(self, node: Node, point: Mapping[str, int]) -> tuple[list[Offer], str]:
         """What is offered or was measured at a point and compiles, and the layer's signature."""
-        signature, _ = layer_signature(node, point, self.shared.get(node.name, ()))
-        found = offers(node, self.options.tactics, point, self.target)
-        found += self._restored(node, point, found, self.table.get(signature, {}))
-        left = [item for item in found if (node.name, *identity(item.candidate)) not in self.failed]
+        key = node.name, tuple(sorted(point.items()))
+        if key not in self.memo:
+            signature, _ = layer_signature(node, point, self.shared.get(node.name, ()))
+            found = offers(node, self.options.tactics, point, self.target)
+            found += self._restored(node, point, found, self.table.get(signature, {}))
+            self.memo[key] = found, signature
+        found, signature = self.memo[key]
+        left = [
+            item
+            for item in found
+            if item.candidate.tactic.split(".")[0] in self.allowed
+            and (node.name, *identity(item.candidate)) not in self.failed
+        ]
         return left, signature
 
     def _restored(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -26,13 +26,15 @@ class Entrant:
 class Contest:
     """Entrants that compute the same thing, and the one whose results are taken as right.
 
-    ``tolerance`` is the greatest error in units of the spread of a result.
+    ``tolerance`` is the greatest error in units of the spread of a result. Inputs are random data,
+    but for those that ``fills`` names, which hold one number each.
     """
 
     reference: Entrant
     entrants: tuple[Entrant, ...]
     samples: int
     tolerance: float
+    fills: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

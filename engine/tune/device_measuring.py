@@ -105,7 +105,7 @@ class DeviceMeasurer:
         reasons: dict[int, str] = {}
         runners: list[_Runner] = []
         try:
-            feeds = self._feeds(contest.reference.program)
+            feeds = self._feeds(contest.reference.program, contest.fills)
             wanted = self._expected(contest.reference, feeds)
             for place, entrant in enumerate(contest.entrants):
                 touching(place)
@@ -145,13 +145,15 @@ class DeviceMeasurer:
 
     # Getting ready ----------------------------------------------------------------------------
 
-    def _feeds(self, program: Program) -> dict[str, Array]:
-        """Random data for every input, by name."""
+    def _feeds(self, program: Program, fills: Mapping[str, int]) -> dict[str, Array]:
+        """Data for every input, by name: random, or one number."""
         found = {}
         for seed, index in enumerate(program.inputs):
             slot = program.slots[index]
             assert isinstance(slot.type, TensorType)
             found[slot.name] = random_array(slot.type, seed)
+            if slot.name in fills:
+                found[slot.name].fill(fills[slot.name])
         return found
 
     def _engine(self, entrant: Entrant) -> CudaEngine:

@@ -8,22 +8,27 @@ import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from engine.cuda.compile import compile_kernels, compiler_versions, stop_compilers
 from engine.errors import EngineError
 from engine.ir.graph import Graph, Value
 from engine.ir.types import Array, DType, TensorType
-from engine.lower.builder import PackedWeight, ProgramBuilder
+from engine.lower.builder import ProgramBuilder
 from engine.lower.lowering import lower
-from engine.plan.recipes import apply
 from engine.tactics import Candidate, candidates
 from engine.target import CudaTarget
+from engine.tune.choosing import identity
 from engine.tune.contest import Contest, Entrant, Outcome
 from engine.tune.isolation import isolate
 from engine.tune.measuring_process import DEFAULT_FACTORY, MeasuringProcess
 from engine.tune.records import TimingRecord
 from engine.tune.tuning import Task
+from engine.tune.weights import made_weight
+from engine.tune.whole_programs import measure_programs
+
+if TYPE_CHECKING:
+    from engine.building import BuildOptions
 
 __all__ = ["DeviceTuner", "device_toolchain"]
 
@@ -97,8 +102,8 @@ class DeviceTuner:
         graph = isolate(task.node, task.point)
         sources = sorted({candidate.tactic.split(".")[0] for candidate in task.offered})
         again, _ = candidates(graph.nodes[0], sources, {}, self.target)
-        known = {_identity(candidate): candidate for candidate in again}
-        return graph, [known.get(_identity(item), item) for item in task.offered]
+        known = {identity(candidate): candidate for candidate in again}
+        return graph, [known.get(identity(item), item) for item in task.offered]
 
     def _plain(self, graph: Graph) -> list[Candidate]:
         """The candidate whose results are taken as right, if a device can compute them."""
@@ -127,6 +132,14 @@ class DeviceTuner:
             outcomes.update(zip(entrants, self.process.measure(contest), strict=True))
         return [self._record(task, offered[i], outcomes[i]) for i in range(len(offered))]
 
+    def measure_programs(
+        self, graph: Graph, options: BuildOptions, records: Sequence[TimingRecord]
+    ) -> list[TimingRecord]:
+        """Timing records of whole programs, when those of all layers are there."""
+        return measure_programs(
+            graph, options, list(records), self._compile, self.process.measure, device_toolchain()
+        )
+
     def _reference(self, graph: Graph, packed: dict[Any, Array], shared: Shared) -> Entrant:
         plain = self._plain(graph)
         return self._entrant(graph, plain[0] if plain else None, packed, shared)
@@ -143,7 +156,7 @@ class DeviceTuner:
         choices = {} if candidate is None else {node.name: (candidate, 0)}
         updates = {node.outputs[to].name: _named(node.inputs[of]) for of, to in shared}
         lowered = lower(graph, (), choices, self._compile, updates=updates)
-        weights = {name: _made(item, packed) for name, item in lowered.packed.items()}
+        weights = {name: made_weight(item, packed) for name, item in lowered.packed.items()}
         images = {name: image.tobytes() for name, image in lowered.images.items()}
         return Entrant(lowered.program, weights, images)
 
@@ -164,27 +177,9 @@ class DeviceTuner:
         )
 
 
-def _identity(candidate: Candidate) -> tuple[str, str]:
-    return candidate.tactic, json.dumps(dict(candidate.choice), sort_keys=True)
-
-
 def _named(value: Value | None) -> str:
     assert value is not None
     return value.name
-
-
-def _made(item: PackedWeight, packed: dict[Any, Array]) -> Array:
-    """A weight by its recipe; candidates that share one make it once."""
-    steps = [[s.function, list(s.inputs), dict(s.arguments)] for s in item.recipe]
-    key = tuple(id(source) for source in item.sources), json.dumps(steps, sort_keys=True)
-    if key not in packed:
-        packed[key] = apply(item.recipe, [_constant(source) for source in item.sources])
-    return packed[key]
-
-
-def _constant(value: Value) -> Array:
-    assert value.constant is not None
-    return value.constant
 
 
 def _tolerance(graph: Graph) -> float:

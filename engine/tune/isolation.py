@@ -16,7 +16,7 @@ from engine.ops.fixed_sizes import fix_sizes
 from engine.ops.fused_attention import FusedAttention
 from engine.ops.operator import Operator
 
-__all__ = ["isolate", "pin", "random_array"]
+__all__ = ["full_places", "isolate", "pin", "random_array"]
 
 #: Random numbers are drawn so often at most; larger tensors repeat them.
 _DISTINCT = (1 << 20) + 7
@@ -71,6 +71,25 @@ def _places(op: Operator, count: int) -> dict[int, int]:
     if isinstance(attention, FusedAttention) and attention.position != "none":
         past = evaluate(attention.past, {})
         found[count - 1] = max(evaluate(attention.sizes[3], {}) - 1 - past, 0)
+    return found
+
+
+def full_places(graph: Graph, point: Mapping[str, int]) -> dict[str, int]:
+    """Inputs of a graph that say how far a cache is filled, with the value that fills it."""
+    inputs = {id(value): value.name for value in graph.inputs}
+    found: dict[str, int] = {}
+    for node in graph.nodes:
+        if node.kind not in ("CacheUpdate", "CachedAttention", "FusedAttention"):
+            continue
+        for place, number in _places(fix_sizes(node.op, point), len(node.inputs)).items():
+            value = node.inputs[place]
+            while (
+                value is not None and value.producer is not None and value.producer.kind == "View"
+            ):
+                value = value.producer.inputs[0]
+            if id(value) in inputs:
+                name = inputs[id(value)]
+                found[name] = min(number, found.get(name, number))
     return found
 
 

@@ -15,6 +15,7 @@ import struct
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -90,7 +91,7 @@ class MeasuringProcess:
         while len(found) < len(contest.entrants):
             waiting = [i for i in range(len(contest.entrants)) if i not in found]
             entrants = tuple(contest.entrants[i] for i in waiting)
-            part = Contest(contest.reference, entrants, contest.samples, contest.tolerance)
+            part = replace(contest, entrants=entrants)
             outcomes, failed, reason = self._attempt(part)
             if not reason:
                 found.update(zip(waiting, outcomes, strict=True))

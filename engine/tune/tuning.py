@@ -23,6 +23,7 @@ from engine.target import CpuTarget, CudaTarget, Target, describe
 from engine.tune.choosing import identity, offers, points_of
 from engine.tune.measuring import measure
 from engine.tune.records import TimingRecord, layer_signature
+from engine.tune.whole_programs import LEAST_LEVEL, unmeasured_programs
 
 if TYPE_CHECKING:
     from engine.building import BuildOptions
@@ -32,6 +33,7 @@ __all__ = [
     "Task",
     "Tuner",
     "compile_candidates",
+    "is_described",
     "measure_task",
     "open_tuner",
     "toolchain_digest",
@@ -168,12 +170,20 @@ class Tuner(Protocol):
 
     def __exit__(self, *_: object) -> None: ...
 
-    def compile(self, tasks: Sequence[Task]) -> None:
-        """Compile the kernels of all candidates."""
+    def compile(
+        self, tasks: Sequence[Task], report: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Compile the kernels of all candidates; ``report`` may hear (done, all)."""
         ...
 
     def measure(self, task: Task) -> list[TimingRecord]:
         """Timing records of all candidates of one layer."""
+        ...
+
+    def measure_programs(
+        self, graph: Graph, options: BuildOptions, records: Sequence[TimingRecord]
+    ) -> list[TimingRecord]:
+        """Timing records of whole programs, when those of all layers are there."""
         ...
 
 
@@ -189,13 +199,21 @@ class CpuTuner:
     def __exit__(self, *_: object) -> None:
         return None
 
-    def compile(self, tasks: Sequence[Task]) -> None:
-        """Compile with the system's compiler."""
+    def compile(
+        self, tasks: Sequence[Task], report: Callable[[int, int], None] | None = None
+    ) -> None:
+        """Compile with the system's compiler, all in one call."""
         compile_candidates(tasks)
 
     def measure(self, task: Task) -> list[TimingRecord]:
         """Time the candidates in turns."""
         return measure_task(task, self.target)
+
+    def measure_programs(
+        self, graph: Graph, options: BuildOptions, records: Sequence[TimingRecord]
+    ) -> list[TimingRecord]:
+        """None: on a processor layers run one after the other, and their times add up."""
+        return []
 
 
 def open_tuner(name: str) -> Tuner:
@@ -207,7 +225,7 @@ def open_tuner(name: str) -> Tuner:
     if isinstance(target, CpuTarget):
         return CpuTuner(target)
     _, _, which = name.partition(":")
-    if which and not which.isdigit():
+    if is_described(name):
         raise OptionError(
             f"{name} is a description, there is nothing to measure on; build with level 0, give "
             "timing records of such a GPU for every layer, or build on one with the target cuda"
@@ -217,24 +235,51 @@ def open_tuner(name: str) -> Tuner:
     return DeviceTuner(target, int(which or 0))
 
 
+def is_described(name: str) -> bool:
+    """Whether a target is a GPU that is only described, not one of this machine."""
+    kind, _, which = name.partition(":")
+    return kind == "cuda" and bool(which) and not which.isdigit()
+
+
 def tune_graph(
     graph: Graph,
     options: BuildOptions,
     known: Sequence[TimingRecord],
     report: Callable[[int, int, str], None] | None = None,
+    keep: Callable[[Sequence[TimingRecord]], None] | None = None,
 ) -> list[TimingRecord]:
-    """Records of everything in a graph that ``known`` does not cover.
+    """Records of everything in a graph that ``known`` does not cover; on a GPU whole programs last.
 
-    ``report`` hears (done, all, layer).
+    ``report`` hears (done, all, layer), ``keep`` the records of each layer as soon as they are
+    made, so that whoever interrupts this loses none.
     """
     tasks = tuning_tasks(graph, options, known)
-    if not tasks:
+    if not tasks and not _lacks_programs(graph, options, known):
         return []
     found: list[TimingRecord] = []
+
+    def made(records: Sequence[TimingRecord]) -> None:
+        found.extend(records)
+        if keep is not None:
+            keep(records)
+
+    def compiled(done: int, kernels: int) -> None:
+        if report is not None:
+            report(0, len(tasks), f"compiling, {done} of {kernels} kernels")
+
     with open_tuner(options.target) as tuner:
-        tuner.compile(tasks)
+        tuner.compile(tasks, compiled)
         for index, task in enumerate(tasks):
             if report is not None:
                 report(index, len(tasks), task.node.name)
-            found += tuner.measure(task)
+            made(tuner.measure(task))
+        if options.level >= LEAST_LEVEL and isinstance(describe(options.target), CudaTarget):
+            if report is not None:
+                report(len(tasks), len(tasks), "whole programs")
+            made(tuner.measure_programs(graph, options, [*known, *found]))
     return found
+
+
+def _lacks_programs(graph: Graph, options: BuildOptions, records: Sequence[TimingRecord]) -> bool:
+    """Whether whole programs are to be measured here that never were."""
+    return not is_described(options.target) and bool(unmeasured_programs(graph, options, records))
