@@ -90,7 +90,7 @@ def run_product(
     grid = blocks or evaluate(step.grid[0], point)
     if grid % kernel.cluster:
         raise ShimError(f"a grid of {grid} blocks in clusters of {kernel.cluster}")
-    written = {p.slot for p in step.parameters if getattr(p, "writes", False)}
+    written = {p.slot for p in step.parameters if isinstance(p, Pointer | TensorMap) and p.writes}
     results = []
     for backwards in (False, True):
         for late in _LATE:
