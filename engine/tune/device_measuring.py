@@ -69,6 +69,7 @@ class _Runner:
 
     place: int
     engine: CudaEngine
+    feeds: Mapping[str, Array]
     bindings: list[CudaBinding] = field(default_factory=list)
     outputs: list[dict[str, int]] = field(default_factory=list)
     graph: int = 0
@@ -203,7 +204,7 @@ class DeviceMeasurer:
         return found
 
     def _ready(self, place: int, entrant: Entrant, feeds: Mapping[str, Array]) -> _Runner:
-        runner = _Runner(place, self._engine(entrant))
+        runner = _Runner(place, self._engine(entrant), feeds)
         binding, outputs = self._bound(runner.engine, feeds, None)
         runner.bindings.append(binding)
         runner.outputs.append(outputs)
@@ -224,11 +225,27 @@ class DeviceMeasurer:
 
     def _check_graph(self, runner: _Runner, wanted: Mapping[str, Any], tolerance: float) -> str:
         """Whether a graph gives the same: a library's call may copy from memory that is gone."""
+        states = self._states(runner)
         for address in runner.outputs[0].values():
-            self.blocks.poison(address)
-        self.device.launch_graph(runner.graph, self.stream)
+            if address not in states:
+                self.blocks.poison(address)
+        graph = runner.graph
+        if states:  # each run goes on where the last one ended, so only one may run
+            graph = self._captured([runner.bindings[0]])
+            for address, array in states.items():
+                data = np.ascontiguousarray(array)
+                self.device.upload(address, data.ctypes.data, data.nbytes, self.stream)
+        self.device.launch_graph(graph, self.stream)
         reason = self._check(runner, wanted, tolerance)
+        if states:
+            self.device.destroy_graph(graph)
         return f"captured in a graph, {reason}" if reason else ""
+
+    def _states(self, runner: _Runner) -> dict[int, Array]:
+        """What the inputs that a program updates in place held at first, by address."""
+        program, binding = runner.engine.program, runner.bindings[0]
+        roots = [root_of(program, i) for i in program.outputs if root_of(program, i) != i]
+        return {binding.address(root): runner.feeds[program.slots[root].name] for root in roots}
 
     def _check(self, runner: _Runner, wanted: Mapping[str, Any], tolerance: float) -> str:
         """Why a result that was written over poison is wrong, or nothing."""
@@ -295,10 +312,13 @@ class DeviceMeasurer:
             self._sample(runner)
 
     def _graph(self, runner: _Runner) -> int:
+        count = len(runner.bindings)
+        return self._captured([runner.bindings[turn % count] for turn in range(runner.runs)])
+
+    def _captured(self, bindings: Sequence[CudaBinding]) -> int:
         self.device.begin_capture(self.stream)
         try:
-            for turn in range(runner.runs):
-                binding = runner.bindings[turn % len(runner.bindings)]
+            for binding in bindings:
                 binding.run(self.stream, {}, capture_on=None)
             return self.device.end_capture(self.stream)
         except BaseException:
