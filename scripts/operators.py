@@ -185,8 +185,9 @@ models use it: with constants for all inputs but the first, and one output. A **
 at run time, nor does what is **folded** to a constant. **Cases** says for how many of them this
 covers the whole graph. The others run as their meaning: for their element types (strings, integers
 and floats of 8 bits or fewer; contractions, pooling and attention take float32 only on a CPU, and
-float16, bfloat16 and float32 on a GPU), or for a form that no tactic serves. In a real model an operator often fares better than alone: activations, additions
-and batch norms join the layer before them, and products, transposes and a softmax become attention.
+float16, bfloat16 and float32 on a GPU), or for a form that no tactic serves. In a real
+model an operator often fares better than alone: activations, additions and batch norms join the
+layer before them, and products, transposes and a softmax become attention.
 
 | tactic | serves |
 |---|---|
@@ -208,7 +209,7 @@ the host. Candidates are listed for {gpu}.
 |---|---|
 | nvrtc.region | elementwise chains, reductions, softmax, norms, data movement |
 | triton.gemm, nvrtc.gemv | MatMul and Gemm with what follows them; those of few rows |
-| triton.convolution, nvrtc.depthwise | convolutions with what follows them; those in depth |
+| triton.convolution, nvrtc.depthwise | convolutions with what follows them; depthwise ones |
 | triton.stem, nvrtc.stem | the first convolution of an image |
 | triton.attention, triton.cache_update | attention, also over a cache; writing into a cache |
 | nvrtc.plain | products, convolutions and attention of every size and type that the others refuse |
