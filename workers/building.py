@@ -108,6 +108,10 @@ def _build(home: Home, wish: Wish, spec: BuildSpec, compiler: Compiler) -> tuple
         waiter = Waiter(farm, submitted.build, compiler, progress)
         build = waiter.wait()
     if build.state != "done":
+        from engine.errors import MissingExtraError
+
+        if isinstance(waiter.last_error, MissingExtraError):
+            raise waiter.last_error  # which has an exit code of its own
         raise _failed(build) from waiter.last_error
     engine = farm.engine(build.key)
     if engine is None:

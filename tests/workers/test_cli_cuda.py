@@ -12,6 +12,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+import engine.building
 import engine.cuda.device
 import engine.target
 from engine.cuda.null_device import NullDevice
@@ -135,6 +136,20 @@ def test_without_a_gpu_one_sentence_says_why(
     # The process works on: for a CPU, and for a GPU that is only described.
     assert line.outcome("run", line.plan, "--random")["compiled"] in (True, False)
     assert line.outcome("build", line.network, *BUILD)["answer"] == "hit"
+
+
+def test_a_compiler_that_is_missing_is_named_with_its_extra(
+    line: RealLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(target: object) -> object:
+        raise MissingExtraError("triton", "triton", "compiling kernels for a GPU")
+
+    words = ("build", line.network, *BUILD, "--tactics", "triton,nvrtc")
+    with monkeypatch.context() as patched:
+        patched.setattr(engine.building, "device_compiler", missing)
+        told = line.refused(*words, code=5)
+        assert "pip install 'enginefarm[triton]'" in told
+    assert line.outcome(*words)["answer"] == "built"  # and not remembered as a failure
 
 
 def test_weights_that_are_no_numbers_are_named(line: RealLine) -> None:
