@@ -15,8 +15,7 @@ from engine.debug.layers import captured_values, compare_layers
 from engine.errors import OptionError
 from engine.onnx_io import read
 from engine.plan.plan import Plan
-from tests.emulated_device import EmulatedDevice
-from tests.emulated_plans import emulated, emulated_plan
+from tests.emulated_plans import emulated, emulated_gpu, emulated_plan
 from tests.engine.image_models import IMAGE_MODELS
 from tests.engine.transformer_models import TRANSFORMERS
 
@@ -82,7 +81,7 @@ def test_a_layer_that_reads_what_nobody_wrote_is_found(missing: int) -> None:
 
 
 def test_the_device_is_left_as_it_was() -> None:
-    device = EmulatedDevice()
+    device = emulated_gpu()
     net = emulated(plan_of("unet"), device)
     before = dict(device.held)
     feeds = sample_feeds(net)

@@ -16,8 +16,7 @@ from engine.debug.memory import arena_use
 from engine.onnx_io import read
 from engine.plan.device import LaunchStep
 from engine.plan.plan import Plan
-from tests.emulated_device import EmulatedDevice
-from tests.emulated_plans import emulated, emulated_plan
+from tests.emulated_plans import emulated, emulated_gpu, emulated_plan
 from tests.engine.image_models import IMAGE_MODELS
 from tests.engine.small_models import random_feeds
 from tests.engine.transformer_models import TRANSFORMERS
@@ -49,7 +48,7 @@ def feeds_of(model: onnx.ModelProto, batch: int, seed: int) -> dict[str, Any]:
 def test_networks_compute_what_they_mean_at_every_batch(name: str) -> None:
     """Launched one by one, captured, and as a graph; a second shape in between."""
     model, plan = plan_of(name)
-    device = EmulatedDevice()
+    device = emulated_gpu()
     with emulated(plan, device).create_context() as context:
         for batch in (2, 1, 3):
             samples = [feeds_of(model, batch, seed) for seed in range(3)]
@@ -83,7 +82,7 @@ def test_the_arena_is_near_its_lower_bound(name: str) -> None:
 def test_kernels_overlap_unless_told_otherwise() -> None:
     model, plan = plan_of("bert")
     for programmatic in (True, False):
-        device = EmulatedDevice()
+        device = emulated_gpu()
         with emulated(plan, device).create_context() as context:
             context.programmatic = programmatic
             context.run(feeds_of(model, 1, 0))
@@ -93,7 +92,7 @@ def test_kernels_overlap_unless_told_otherwise() -> None:
 
 def test_contexts_of_one_network_run_apart() -> None:
     model, plan = plan_of("residual")
-    device = EmulatedDevice()
+    device = emulated_gpu()
     engine = emulated(plan, device)
     uploaded = device.counts["upload"]
     with engine.create_context() as one, engine.create_context() as other:
@@ -110,6 +109,6 @@ def test_a_saved_plan_runs_as_the_one_that_was_built(tmp_path: Any) -> None:
 
     model, plan = plan_of("vit")
     plan.save(tmp_path / "vit.engine")
-    net = engine.load(tmp_path / "vit.engine", device=EmulatedDevice())
+    net = engine.load(tmp_path / "vit.engine", device=emulated_gpu())
     feeds = feeds_of(model, 2, 4)
     np.testing.assert_array_equal(net(feeds)["y"], emulated(plan)(feeds)["y"])
