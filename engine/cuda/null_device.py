@@ -120,6 +120,8 @@ class NullDevice:
         del self._pinned[address]
 
     def _inside(self, address: int, nbytes: int) -> None:
+        if nbytes == 0:
+            return
         for start, held in self._held.items():
             if start <= address and address + nbytes <= start + held:
                 return

@@ -27,6 +27,8 @@ TARGETS = ("cuda:sm80", "cuda:sm90", "cuda:sm100")
 POINT = {"N": 4}
 #: Tactics that no model below reaches, with the test in which they serve.
 ELSEWHERE = {
+    "nvrtc.reduction": "test_nvrtc_reduction.py",
+    "nvrtc.scalar": "test_nvrtc_reduction.py",
     "nvrtc.resize": "test_nvrtc_resize.py",
     "triton.cache_update": "test_triton_attention.py",
 }
