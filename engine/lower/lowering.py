@@ -255,6 +255,9 @@ def _lower_view(builder: ProgramBuilder, node: Node) -> None:
     assert source is not None
     if builder.has_slot(output):
         return  # an output, or a view of one: the source is made in place, or copied at the end
+    if builder.slots[builder.slot(source)].place == "host":  # Python owns what has no known size
+        lower_on_host(builder, node, builder.layer(node, "numpy", {}))
+        return
     alias = Slot(stored_type(output.type), "arena", alias=builder.slot(source))
     builder.set_slot(output, builder.add_slot(alias))
 
