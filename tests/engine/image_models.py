@@ -10,28 +10,31 @@ from tests.engine.small_models import model
 
 __all__ = ["IMAGE_MODELS"]
 
-RANDOM = np.random.default_rng(8)
 
+class Weights:
+    """Weights that keep the size of what goes through them, the same each time."""
 
-def half(*shape: int) -> Array:
-    """Weights that keep the size of what goes through them."""
-    fan_in = int(np.prod(shape[1:])) or 1
-    return (RANDOM.standard_normal(shape) / np.sqrt(fan_in)).astype(np.float16)
+    def __init__(self, seed: int) -> None:
+        self.random = np.random.default_rng(seed)
 
+    def __call__(self, *shape: int) -> Array:
+        fan_in = int(np.prod(shape[1:])) or 1
+        return (self.random.standard_normal(shape) / np.sqrt(fan_in)).astype(np.float16)
 
-def norm(channels: int) -> dict[str, Array]:
-    """Scale, shift, mean and variance of a batch normalisation."""
-    scale, shift, mean, variance = RANDOM.standard_normal((4, channels)) / 4
-    return {
-        "g": (1 + scale).astype(np.float16),
-        "s": shift.astype(np.float16),
-        "m": mean.astype(np.float16),
-        "u": np.exp(variance).astype(np.float16),
-    }
+    def norm(self, channels: int) -> dict[str, Array]:
+        """Scale, shift, mean and variance of a batch normalisation."""
+        scale, shift, mean, variance = self.random.standard_normal((4, channels)) / 4
+        return {
+            "g": (1 + scale).astype(np.float16),
+            "s": shift.astype(np.float16),
+            "m": mean.astype(np.float16),
+            "u": np.exp(variance).astype(np.float16),
+        }
 
 
 def residual() -> onnx.ModelProto:
     """A first convolution of 7x7, pooling, a residual block and a strided one, a classifier."""
+    half = Weights(1)
     return model(
         """(float16[N, 3, 32, 32] x) => (float16[] y) {
             a = Conv <strides = [2, 2], pads = [3, 3, 3, 3]> (x, w0)
@@ -47,7 +50,7 @@ def residual() -> onnx.ModelProto:
         }""",
         weights={
             "w0": half(16, 3, 7, 7),
-            **norm(16),
+            **half.norm(16),
             "w1": half(8, 16, 1, 1),
             "b1": half(8),
             "w2": half(8, 8, 3, 3),
@@ -66,6 +69,7 @@ def residual() -> onnx.ModelProto:
 
 def unet() -> onnx.ModelProto:
     """Down, up by a transposed convolution, and joined with what was there before."""
+    half = Weights(2)
     return model(
         """(float16[N, 3, 16, 16] x) => (float16[] y) {
             a = Conv <pads = [1, 1, 1, 1]> (x, w0, b0) b = Relu (a)
@@ -93,6 +97,7 @@ def unet() -> onnx.ModelProto:
 
 def gated() -> onnx.ModelProto:
     """An inverted block: widened, depthwise, gated by its own average, narrowed, added."""
+    half = Weights(3)
     return model(
         """(float16[N, 3, 16, 16] x) => (float16[] y) {
             a = Conv <strides = [2, 2], pads = [1, 1, 1, 1]> (x, w0, b0)
