@@ -104,3 +104,10 @@ def test_a_scalar_has_no_dimensions() -> None:
 def test_options_that_make_no_sense_are_named(wrong: dict[str, object]) -> None:
     with pytest.raises(RequestError, match="expected"):
         normalise_options(target="cpu", **wrong)  # type: ignore[arg-type]
+
+
+def test_declared_updates_enter_the_options_only_when_there_are_some() -> None:
+    plain = normalise_options(target="cpu")
+    assert normalise_options(target="cpu", updates={}) == plain
+    some = normalise_options(target="cpu", updates={"present": "past", "a": "b"})
+    assert list(some["updates"].items()) == [("a", "b"), ("present", "past")]
