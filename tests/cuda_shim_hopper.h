@@ -16,16 +16,19 @@ enum { SHIM_LATE_LOADS = 1, SHIM_LATE_PRODUCTS = 2, SHIM_LATE_STORES = 4 };
 inline int shim_late;
 inline uint64_t shim_progress;
 
+// Four axes, outermost first; a matrix has its rows and columns in the last two.
 struct ShimMap {
-    uint64_t base, rows, columns, pitch_nbytes;
-    uint32_t box_rows, box_columns, element_nbytes, swizzle;
+    uint64_t base, strides[4];
+    uint32_t sizes[4];
+    uint16_t box[4], steps[4];
+    uint32_t element_nbytes, swizzle;
 };
 struct ShimBarrierWord {
     uint16_t count : 15, phase : 1;
     int16_t pending;
     int32_t nbytes;
 };
-struct ShimCopy { ShimMap map; int row, column; uint32_t shared, barrier; };
+struct ShimCopy { ShimMap map; int at[4]; uint32_t shared, barrier; };
 struct ShimProduct { float *d; int n; uint64_t a, b; int add; bool bfloat16; };
 
 inline std::vector<ShimCopy> shim_loads;
@@ -84,30 +87,35 @@ inline void shim_expect(uint32_t barrier, int nbytes) {
 
 inline void shim_box(const ShimCopy &copy, bool store) {
     const ShimMap &map = copy.map;
-    if (map.swizzle != 128 || map.box_columns * map.element_nbytes != 128 || copy.shared % 1024)
+    if (map.swizzle != 128 || map.box[3] * map.element_nbytes != 128 || copy.shared % 1024)
         shim_fail("a box that the model of the hardware does not know"), shim_leave();
-    for (uint32_t r = 0; r < map.box_rows; ++r)
-        for (uint32_t c = 0; c < map.box_columns; ++c) {
-            uint64_t row = copy.row + r, column = copy.column + c;
-            bool inside = row < map.rows && column < map.columns;
-            uint32_t place = copy.shared + r * 128 + c * map.element_nbytes;
-            unsigned char *shared = shim_at(shim_swizzled(place));
-            auto *memory = (unsigned char *)map.base + row * map.pitch_nbytes +
-                           column * map.element_nbytes;
-            if (store && inside) memcpy(memory, shared, map.element_nbytes);
-            if (!store && inside) memcpy(shared, memory, map.element_nbytes);
-            if (!store && !inside) memset(shared, 0, map.element_nbytes);
+    uint32_t elements = map.box[0] * map.box[1] * map.box[2] * map.box[3];
+    for (uint32_t i = 0; i < elements; ++i) {
+        bool inside = true;
+        auto *memory = (unsigned char *)map.base;
+        for (uint32_t axis = 4, rest = i; axis--; rest /= map.box[axis]) {
+            int64_t at = copy.at[axis] + (int64_t)(rest % map.box[axis]) * map.steps[axis];
+            inside &= at >= 0 && at < map.sizes[axis];
+            memory += at * (int64_t)map.strides[axis];
         }
+        unsigned char *shared = shim_at(shim_swizzled(copy.shared + i * map.element_nbytes));
+        if (store && inside) memcpy(memory, shared, map.element_nbytes);
+        if (!store && inside) memcpy(shared, memory, map.element_nbytes);
+        if (!store && !inside) memset(shared, 0, map.element_nbytes);
+    }
+}
+inline uint32_t shim_box_nbytes(const ShimMap &map) {
+    return map.box[0] * map.box[1] * map.box[2] * map.box[3] * map.element_nbytes;
 }
 inline void shim_finish_load(const ShimCopy &copy) {
     shim_box(copy, false);
     ShimBarrierWord *word = shim_word(copy.barrier);
-    word->nbytes -= copy.map.box_rows * copy.map.box_columns * copy.map.element_nbytes;
+    word->nbytes -= shim_box_nbytes(copy.map);
     shim_settle(word);
 }
-inline void shim_tma_load(uint32_t to, const void *map, int row, int column, uint32_t barrier,
-                          unsigned mask) {
-    ShimCopy copy = {{}, row, column, to, barrier};
+inline void shim_tma_load(uint32_t to, const void *map, int image, int high, int row, int column,
+                          uint32_t barrier, unsigned mask) {
+    ShimCopy copy = {{}, {image, high, row, column}, to, barrier};
     memcpy(&copy.map, map, sizeof copy.map);
     for (int block = 0; block < 2; ++block) {
         if (mask ? !(mask >> block & 1) : block) continue;
@@ -136,11 +144,12 @@ inline void shim_await(uint32_t barrier, uint32_t parity) {
     ++shim_progress;
 }
 inline void shim_publish() { shim_unpublished[shim_current] = false; }
-inline void shim_tma_store(const void *map, int row, int column, uint32_t from) {
+inline void shim_tma_store(const void *map, int image, int high, int row, int column,
+                           uint32_t from) {
     for (int lane = 0; lane < 32; ++lane)
         if (shim_unpublished[(shim_current & ~31) + lane])
             shim_fail("a store of what was not made visible to it"), shim_leave();
-    ShimCopy copy = {{}, row, column, from, 0};
+    ShimCopy copy = {{}, {image, high, row, column}, from, 0};
     memcpy(&copy.map, map, sizeof copy.map);
     if (!(shim_late & SHIM_LATE_STORES)) shim_box(copy, true);
     shim_stores[shim_current].push_back(copy);

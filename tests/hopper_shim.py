@@ -155,12 +155,17 @@ def _value(
         memory.address(item.slot, evaluate(item.offset, point)),
         [evaluate(dim, point) for dim in item.sizes],
         [evaluate(dim, point) for dim in item.strides],
+        item.steps,
     )
-    columns, rows = box.sizes
+    axes = len(form.box)
+    nbytes = box.dtype.nbytes
+    # Axes run from the innermost outwards; a matrix has one image of one row of matrices.
+    sizes = [*box.sizes, *(1,) * (4 - axes)][::-1]
+    strides = [nbytes, *box.strides, *(0,) * (4 - axes)][::-1]
+    steps = [*box.steps, *(1,) * (4 - axes)][::-1]
+    boxes = [*(1,) * (4 - axes), *form.box]
     packed = struct.pack(
-        "<QQQQIIII",
-        *(box.address, rows, columns, box.strides[0]),
-        *(form.box[0], form.box[1], box.dtype.nbytes, form.swizzle),
+        "<5Q4I8H2I", box.address, *strides, *sizes, *boxes, *steps, nbytes, form.swizzle
     )
     room = ctypes.create_string_buffer(128 + 64)
     start = -ctypes.addressof(room) % 64

@@ -25,14 +25,14 @@ from engine.cuda.c_expression import (
     write_text,
 )
 from engine.cuda.contraction import joined
-from engine.cuda.hopper_gemm_source import BODY, FAST_ERF, SETTINGS
+from engine.cuda.hopper_gemm_source import BODY, FAST_ERF, PLACES, SETTINGS
 from engine.cuda.hopper_prelude import HOPPER_PRELUDE, wgmma_text
 from engine.cuda.kernel import DeviceKernel
 from engine.ir.types import DType
 from engine.ops.expression import Expression, order
 from engine.plan.device import TensorMapForm
 
-__all__ = ["FACTORS", "HopperTail", "HopperTile", "hopper_kernel"]
+__all__ = ["FACTORS", "HopperTail", "HopperTile", "HopperWindow", "check_tile", "hopper_kernel"]
 
 #: Element types of the factors.
 FACTORS = (DType.FLOAT16, DType.BFLOAT16)
@@ -80,6 +80,40 @@ class HopperTile:
     def sums(self) -> int:
         """Sums that a thread holds."""
         return self.rows * self.columns // (128 if self.pingpong else 256)
+
+
+@dataclass(frozen=True, slots=True)
+class HopperWindow:
+    """A convolution as a product: rows are output pixels, k runs over taps, then channels.
+
+    ``box`` is a tile's block of pixels: images, rows, columns, powers of two. ``pads`` are top and
+    left; what lies outside the image is zero.
+    """
+
+    taps: tuple[int, int]
+    strides: tuple[int, int]
+    dilations: tuple[int, int]
+    pads: tuple[int, int]
+    box: tuple[int, int, int]
+
+    @property
+    def part(self) -> tuple[int, int, int]:
+        """The block of the 16 pixels that one warp stores at once."""
+        wide = min(self.box[2], 16)
+        high = min(self.box[1], 16 // wide)
+        return 16 // (wide * high), high, wide
+
+    def settings(self) -> dict[str, int]:
+        """The macros that say all this."""
+        found = {"TAPS": self.taps[0] * self.taps[1], "TAPS_W": self.taps[1]}
+        found |= dict(zip(("TN", "TH", "TW"), self.box))
+        for name, pair in (
+            ("STRIDE", self.strides),
+            ("DILATION", self.dilations),
+            ("PAD", self.pads),
+        ):
+            found |= {f"{name}_H": pair[0], f"{name}_W": pair[1]}
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +266,7 @@ class HopperTail:
         if self.store == "rows":
             return ["__syncwarp();", "ef_store_rows(y, y_row, buffer, row, column, M, N, lane);"]
         lines = ["ef_publish();", "__syncwarp();", "if (lane == 0) {"]
-        lines.append("    ef_store(&y_map, row, column, buffer);")
+        lines.append("    ef_store_part(&y_map, at, row_in_tile + i * 64, j * 64, buffer);")
         if self.staged:
             # The buffer before this one has been read when all stores but the last have.
             lines.append(
@@ -266,7 +300,9 @@ EF_FUNCTION void ef_store_rows(uint16_t *y, long long pitch, uint32_t buffer, in
 """
 
 
-def _settings(tile: HopperTile, tail: HopperTail, constant: bool) -> str:
+def _settings(
+    tile: HopperTile, tail: HopperTail, constant: bool, window: HopperWindow | None
+) -> str:
     named = {
         "BM": tile.rows,
         "BN": tile.columns,
@@ -280,6 +316,7 @@ def _settings(tile: HopperTile, tail: HopperTail, constant: bool) -> str:
         "STORE": tail.store.upper(),
         "DIMENSIONS": f"__cluster_dims__({tile.cluster}, 1, 1)" if tile.cluster > 1 else "",
     }
+    named |= {"IMAGES": int(window is not None), **(window.settings() if window else {})}
     return "".join(f"#define {name} {value}\n" for name, value in named.items()) + SETTINGS
 
 
@@ -295,19 +332,47 @@ def check_tile(tile: HopperTile, tail: HopperTail) -> None:
         raise ValueError(f"results in {tail.store} need {least} buffers, staged operands boxes")
 
 
+def _check_window(window: HopperWindow, tile: HopperTile, tail: HopperTail) -> None:
+    """Raise ValueError for a window that the kernel does not have."""
+    images, high, wide = window.box
+    if images * high * wide != tile.rows or any(size & (size - 1) for size in window.box):
+        raise ValueError(f"a box of {window.box} pixels is no tile of {tile.rows} rows")
+    if max(high * window.strides[0], wide * window.strides[1]) > 256 or max(window.strides) > 8:
+        raise ValueError(f"strides of {window.strides} reach too far for a box of {window.box}")
+    beside = [
+        place
+        for place, kind in enumerate(tail.kinds, 1)
+        if kind == "row" or (kind == "full" and place != tail.staged)
+    ]
+    if tail.store != "boxes" or beside:
+        raise ValueError("results and operands of the result's shape must lie in boxes")
+
+
 def hopper_kernel(
-    dtype: DType, tail: HopperTail, tile: HopperTile, *, constant: bool
+    dtype: DType,
+    tail: HopperTail,
+    tile: HopperTile,
+    *,
+    constant: bool,
+    window: HopperWindow | None = None,
 ) -> DeviceKernel:
     """A [M, K] times the transpose of B [N, K], both of ``dtype`` (float16 or bfloat16).
 
     ``constant`` says that no kernel writes B, so that it is loaded before earlier kernels have
     ended. The grid is any multiple of the tile's cluster, at most the number of tiles rounded up
     to clusters. Raises ValueError for what the kernel cannot do.
+
+    With a ``window`` A is a tensor of images, rows, columns and K channels, as are the result and a
+    staged operand, and B is [N, taps * K]; in the place of M stand the tiles of pixels, and those
+    along rows and columns of an image.
     """
     check_tile(tile, tail)
+    if window is not None:
+        _check_window(window, tile, tail)
     maps = [("a", dtype), ("b", dtype), *tail.maps()]
     parameters = [f"const __grid_constant__ ef_map {name}" for name, _ in maps]
-    parameters += [*tail.pointers(), "int M", "int N", "int K"]
+    rows = ["int M"] if window is None else ["int tile_count", "int tiles_h", "int tiles_w"]
+    parameters += [*tail.pointers(), *rows, "int N", "int K"]
     parameters += [f"long long {name}" for name in tail.strides()]
     body = BODY
     for name, text in {
@@ -323,15 +388,17 @@ def hopper_kernel(
     source = "".join(
         [
             PRELUDE,
-            _settings(tile, tail, constant),
+            _settings(tile, tail, constant, window),
             HOPPER_PRELUDE,
+            PLACES,
             wgmma_text(dtype, tile.columns),
             _HELPERS,
             tail.function(),
             body,
         ]
     )
-    boxes = [(tile.rows, _DEPTH), (tile.columns // tile.cluster, _DEPTH), (16, 64), (16, 64)]
+    read, part = ((tile.rows,), (16,)) if window is None else (window.box, window.part)
+    boxes = [(*read, _DEPTH), (tile.columns // tile.cluster, _DEPTH), (*part, 64), (*part, 64)]
     forms = [TensorMapForm(item.value, box, 128) for (_, item), box in zip(maps, boxes)]
     return DeviceKernel(
         "nvrtc",

@@ -8,7 +8,7 @@ the barriers.
 
 from __future__ import annotations
 
-__all__ = ["BODY", "FAST_ERF", "SETTINGS"]
+__all__ = ["BODY", "FAST_ERF", "PLACES", "SETTINGS"]
 
 #: The error function for results of 16 bits: its error is under 5e-7 everywhere.
 FAST_ERF = r"""
@@ -45,6 +45,12 @@ SETTINGS = r"""
 #else
 #define EF_MEMBER inline
 #endif
+#if IMAGES
+#define OUTSIDE(row) false
+#else
+#define OUTSIDE(row) ((row) >= M)
+#define TAPS 1
+#endif
 #define BOXES 0
 #define ROWS 1
 #define ELEMENTS 2
@@ -57,15 +63,57 @@ SETTINGS = r"""
 #define EF_BLOCK ((int)blockIdx.x * CLUSTER + (int)threadIdx.x / THREADS)
 #define EF_GRID ((int)gridDim.x * CLUSTER)
 #endif
-/* Where a tile begins. Neighbours in time share GROUP rows of tiles, so that both operands are
-   found in the level-two cache. */
-struct ef_place { int row, column; };
-EF_FUNCTION ef_place ef_placed(int unit, int rank, int units_m, int tiles_n) {
-  const int per_group = GROUP * tiles_n, group = unit / per_group, first = group * GROUP;
-  const int left = units_m - first, size = left < GROUP ? left : GROUP;
+"""
+
+#: Where tiles lie. Rows of a product are rows of matrices, or pixels in boxes of TN images, TH rows
+#: and TW columns (powers of two); a step of k is 64 channels of one tap of the filters then.
+PLACES = r"""
+struct ef_tiles { int units_m, tiles_n, tiles_h, tiles_w; };
+struct ef_place { int row, column, high, wide; };
+/* Neighbours in time share GROUP rows of tiles, so that both operands are found in the level-two
+   cache. A tile past the last one begins outside of the tensor. */
+EF_FUNCTION ef_place ef_placed(int unit, int rank, const ef_tiles &all) {
+  const int per_group = GROUP * all.tiles_n, group = unit / per_group, first = group * GROUP;
+  const int left = all.units_m - first, size = left < GROUP ? left : GROUP;
   const int inside = unit - group * per_group, column = inside / size;
-  const int row = first + inside - column * size;
-  return {(row * CLUSTER + rank) * BM, column * BN}; }
+  const int tile = (first + inside - column * size) * CLUSTER + rank;
+#if IMAGES
+  const int row = tile / all.tiles_w, image = row / all.tiles_h;
+  return {image * TN, column * BN, (row - image * all.tiles_h) * TH,
+          (tile - row * all.tiles_w) * TW};
+#else
+  return {tile * BM, column * BN, 0, 0};
+#endif
+}
+#if IMAGES
+EF_FUNCTION void ef_load_a(uint32_t to, const ef_map *a, const ef_place &at, int step, int blocks,
+                           uint32_t barrier) {
+  const int tap = step / blocks, r = tap / TAPS_W, s = tap - r * TAPS_W;
+  ef_load_pixels(to, a, at.row, at.high * STRIDE_H + r * DILATION_H - PAD_H,
+                 at.wide * STRIDE_W + s * DILATION_W - PAD_W, (step - tap * blocks) * BK,
+                 barrier); }
+EF_FUNCTION int ef_column_of_b(int step, int blocks, int K) {
+  const int tap = step / blocks;
+  return tap * K + (step - tap * blocks) * BK; }
+EF_FUNCTION void ef_load_part(uint32_t to, const ef_map *map, const ef_place &at, int row,
+                              int column, uint32_t barrier) {
+  ef_load_pixels(to, map, at.row + row / (TH * TW), at.high + row / TW % TH, at.wide + row % TW,
+                 at.column + column, barrier); }
+EF_FUNCTION void ef_store_part(const ef_map *map, const ef_place &at, int row, int column,
+                               uint32_t from) {
+  ef_store_pixels(map, at.row + row / (TH * TW), at.high + row / TW % TH, at.wide + row % TW,
+                  at.column + column, from); }
+#else
+EF_FUNCTION void ef_load_a(uint32_t to, const ef_map *a, const ef_place &at, int step, int blocks,
+                           uint32_t barrier) { ef_load(to, a, at.row, step * BK, barrier); }
+EF_FUNCTION int ef_column_of_b(int step, int blocks, int K) { return step * BK; }
+EF_FUNCTION void ef_load_part(uint32_t to, const ef_map *map, const ef_place &at, int row,
+                              int column, uint32_t barrier) {
+  ef_load(to, map, at.row + row, at.column + column, barrier); }
+EF_FUNCTION void ef_store_part(const ef_map *map, const ef_place &at, int row, int column,
+                               uint32_t from) {
+  ef_store(map, at.row + row, at.column + column, from); }
+#endif
 /* The place of a stage in the ring, and the parity of its current turn. */
 struct ef_turn {
   int stage; uint32_t phase;
@@ -85,8 +133,13 @@ extern "C" __global__ void DIMENSIONS __launch_bounds__(THREADS, 1) hopper_gemm(
     const uint32_t full = buffers + WARPS * BUFFERS * BUFFER_NBYTES, empty = full + 8 * STAGES;
     const uint32_t order = empty + 8 * STAGES, arrived = order + 16;
     const int warp = __shfl_sync(0xffffffffu, EF_THREAD / 32, 0), lane = EF_THREAD % 32;
-    const int units_m = (M + BM * CLUSTER - 1) / (BM * CLUSTER), tiles_n = (N + BN - 1) / BN;
-    const int units = units_m * tiles_n, steps = (K + BK - 1) / BK;
+    const int tiles_n = (N + BN - 1) / BN, blocks = (K + BK - 1) / BK, steps = blocks * TAPS;
+#if IMAGES
+    const ef_tiles tiles = {(tile_count + CLUSTER - 1) / CLUSTER, tiles_n, tiles_h, tiles_w};
+#else
+    const ef_tiles tiles = {(M + BM * CLUSTER - 1) / (BM * CLUSTER), tiles_n, 1, 1};
+#endif
+    const int units = tiles.units_m * tiles_n;
     const int first = EF_BLOCK / CLUSTER, stride = EF_GRID / CLUSTER;
     if (EF_THREAD == 0) {
         ef_prefetch(&a);
@@ -109,29 +162,29 @@ extern "C" __global__ void DIMENSIONS __launch_bounds__(THREADS, 1) hopper_gemm(
                 ef_expect(full + 8 * stage, STAGE_NBYTES);
 #if CLUSTER > 1
                 const int part = rank * (BN / CLUSTER);
-                ef_load_all(to + part * 128, &b, column + part, step * BK, full + 8 * stage,
-                            (1 << CLUSTER) - 1);
+                ef_load_all(to + part * 128, &b, column + part, ef_column_of_b(step, blocks, K),
+                            full + 8 * stage, (1 << CLUSTER) - 1);
 #else
-                ef_load(to, &b, column, step * BK, full + 8 * stage);
+                ef_load(to, &b, column, ef_column_of_b(step, blocks, K), full + 8 * stage);
 #endif
             };
             // A constant operand may be asked for before earlier kernels have ended.
-            const ef_place begin = ef_placed(first, rank, units_m, tiles_n);
+            const ef_place begin = ef_placed(first, rank, tiles);
             int ahead = CONSTANT_B ? (steps < STAGES ? steps : STAGES) : 0;
             for (int step = 0; step < ahead; ++step) load_b(step, step, begin.column);
             ef_wait();
             ef_turn turn = {0, 0};
             for (int unit = first; unit < units; unit += stride) {
                 if (unit + stride >= units) ef_launch_dependents();
-                const ef_place at = ef_placed(unit, rank, units_m, tiles_n);
+                const ef_place at = ef_placed(unit, rank, tiles);
                 for (int step = 0; step < steps; ++step) {
                     if (ahead > 0) --ahead;
                     else {
                         ef_await(empty + 8 * turn.stage, turn.phase ^ 1);
                         load_b(turn.stage, step, at.column);
                     }
-                    ef_load(ring + turn.stage * STAGE_NBYTES, &a, at.row, step * BK,
-                            full + 8 * turn.stage);
+                    ef_load_a(ring + turn.stage * STAGE_NBYTES, &a, at, step, blocks,
+                              full + 8 * turn.stage);
                     turn.next();
                 }
             }
@@ -151,19 +204,19 @@ extern "C" __global__ void DIMENSIONS __launch_bounds__(THREADS, 1) hopper_gemm(
 @SCALARS@
 #if STAGED
         // One lane asks for parts of the staged operand, up to BUFFERS parts before they are used.
-        ef_place ahead = ef_placed(begin, rank, units_m, tiles_n);
+        ef_place ahead = ef_placed(begin, rank, tiles);
         int ahead_unit = begin, ahead_part = 0;
         auto ask = [&](int slot) {
             if (ahead_unit >= units) return;
             const uint32_t barrier = arrived + 8 * (consumer * BUFFERS + slot);
             ef_expect(barrier, BUFFER_NBYTES);
-            ef_load(own + slot * BUFFER_NBYTES, &@STAGED@_map,
-                    ahead.row + row_in_tile + ahead_part / (BN / 64) * 64,
-                    ahead.column + ahead_part % (BN / 64) * 64, barrier);
+            ef_load_part(own + slot * BUFFER_NBYTES, &@STAGED@_map, ahead,
+                         row_in_tile + ahead_part / (BN / 64) * 64, ahead_part % (BN / 64) * 64,
+                         barrier);
             if (++ahead_part == PARTS) {
                 ahead_part = 0;
                 ahead_unit += apart;
-                if (ahead_unit < units) ahead = ef_placed(ahead_unit, rank, units_m, tiles_n);
+                if (ahead_unit < units) ahead = ef_placed(ahead_unit, rank, tiles);
             }
         };
         if (lane == 0)
@@ -174,7 +227,7 @@ extern "C" __global__ void DIMENSIONS __launch_bounds__(THREADS, 1) hopper_gemm(
         uint32_t slot_phase = 0;
         int tile = PINGPONG ? group : 0;
         for (int unit = begin; unit < units; unit += apart) {
-            const ef_place at = ef_placed(unit, rank, units_m, tiles_n);
+            const ef_place at = ef_placed(unit, rank, tiles);
             ef_turn turn = {tile * steps % STAGES, (uint32_t)(tile * steps / STAGES) & 1};
             float sums[BLOCKS][BN / 2];
             // The two groups take turns at the main loop; one stores while the other multiplies.
@@ -223,7 +276,7 @@ extern "C" __global__ void DIMENSIONS __launch_bounds__(THREADS, 1) hopper_gemm(
                 #pragma unroll
                 for (int j = 0; j < BN / 64; ++j) {
                     const int column = at.column + j * 64;
-                    if (!STAGED && (row >= M || column >= N)) continue;
+                    if (!STAGED && (OUTSIDE(row) || column >= N)) continue;
                     const uint32_t buffer = own + slot * BUFFER_NBYTES;
 @COLUMNS@
 #if STAGED

@@ -75,7 +75,18 @@ EF_FUNCTION void ef_load(uint32_t to, const ef_map *map, int row, int column, ui
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
       " [%0], [%1, {%2, %3}], [%4];"
       :: "r"(to), "l"(map), "r"(column), "r"(row), "r"(barrier) : "memory"); }
-/* The same to the same place of every block of the cluster in a mask. */
+/* The same of a tensor of images, rows, columns and channels. */
+EF_FUNCTION void ef_load_pixels(uint32_t to, const ef_map *map, int image, int row, int column,
+                                int channel, uint32_t barrier) {
+  asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      " [%0], [%1, {%2, %3, %4, %5}], [%6];" :: "r"(to), "l"(map), "r"(channel), "r"(column),
+      "r"(row), "r"(image), "r"(barrier) : "memory"); }
+EF_FUNCTION void ef_store_pixels(const ef_map *map, int image, int row, int column, int channel,
+                                 uint32_t from) {
+  asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%1, %2, %3, %4}], [%5];"
+      :: "l"(map), "r"(channel), "r"(column), "r"(row), "r"(image), "r"(from) : "memory");
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+/* Rows of a matrix to the same place of every block of the cluster in a mask. */
 EF_FUNCTION void ef_load_all(uint32_t to, const ef_map *map, int row, int column, uint32_t barrier,
                              uint16_t mask) {
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
@@ -102,11 +113,18 @@ EF_FUNCTION uint16_t ef_shared_half(uint32_t at) {
 #else
 EF_FUNCTION void ef_prefetch(const ef_map *map) {}
 EF_FUNCTION void ef_load(uint32_t to, const ef_map *map, int row, int column, uint32_t barrier) {
-  shim_tma_load(to, map, row, column, barrier, 0); }
+  shim_tma_load(to, map, 0, 0, row, column, barrier, 0); }
+EF_FUNCTION void ef_load_pixels(uint32_t to, const ef_map *map, int image, int row, int column,
+                                int channel, uint32_t barrier) {
+  shim_tma_load(to, map, image, row, column, channel, barrier, 0); }
+EF_FUNCTION void ef_store_pixels(const ef_map *map, int image, int row, int column, int channel,
+                                 uint32_t from) {
+  shim_tma_store(map, image, row, column, channel, from); }
 EF_FUNCTION void ef_load_all(uint32_t to, const ef_map *map, int row, int column, uint32_t barrier,
-                             uint16_t mask) { shim_tma_load(to, map, row, column, barrier, mask); }
+                             uint16_t mask) {
+  shim_tma_load(to, map, 0, 0, row, column, barrier, mask); }
 EF_FUNCTION void ef_store(const ef_map *map, int row, int column, uint32_t from) {
-  shim_tma_store(map, row, column, from); }
+  shim_tma_store(map, 0, 0, row, column, from); }
 template <int left> EF_FUNCTION void ef_await_reads() { shim_await_stores(left); }
 EF_FUNCTION void ef_await_stores() { shim_await_stores(0); }
 EF_FUNCTION void ef_publish() { shim_publish(); }

@@ -18,7 +18,7 @@ from engine.tactics.tactic import Candidate, Refusal, register
 from engine.tactics.triton_gemm import Product, read_product
 from engine.target import CudaTarget, Target
 
-__all__ = ["NvrtcHopperGemm"]
+__all__ = ["NvrtcHopperGemm", "Place", "emit_plain", "tail_at"]
 
 #: Below this many rows most of every product is thrown away.
 _LEAST_ROWS = 33
@@ -83,7 +83,7 @@ def _reason(node: Node, asked: Product) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class Place:
     """Where a matrix lies: slot, offset and pitch in elements, and its element type."""
 
     slot: int
@@ -105,7 +105,7 @@ class _Place:
         )
 
 
-def _tail(node: Node, asked: Product, y: _Place, fulls: Mapping[int, _Place]) -> HopperTail:
+def tail_at(node: Node, kinds: tuple[str, ...], y: Place, fulls: Mapping[int, Place]) -> HopperTail:
     """How operands and result are passed when they lie in these places."""
     store = "elements"
     if y.dtype in FACTORS:
@@ -113,26 +113,26 @@ def _tail(node: Node, asked: Product, y: _Place, fulls: Mapping[int, _Place]) ->
     staged = next((place for place, where in fulls.items() if where.boxable), 0)
     dtypes = tuple(value.tensor.dtype for value in node.inputs[2:] if value is not None)
     epilogue = node.op.epilogue  # type: ignore[attr-defined]
-    return HopperTail(epilogue, asked.kinds, dtypes, store, staged if store == "boxes" else 0)
+    return HopperTail(epilogue, kinds, dtypes, store, staged if store == "boxes" else 0)
 
 
 def _packed(node: Node, asked: Product) -> HopperTail:
     """The same when every tensor is packed in memory of its own."""
-    return _tail(
+    return tail_at(
         node,
-        asked,
-        _Place(0, 0, asked.n, node.outputs[0].tensor.dtype),
+        asked.kinds,
+        Place(0, 0, asked.n, node.outputs[0].tensor.dtype),
         {
-            place: _Place(0, 0, asked.n, value.tensor.dtype)
+            place: Place(0, 0, asked.n, value.tensor.dtype)
             for place, (kind, value) in enumerate(zip(asked.kinds, node.inputs[2:]), 1)
             if kind == "full" and value is not None
         },
     )
 
 
-def _place(builder: ProgramBuilder, value: Value | None) -> _Place:
+def _place(builder: ProgramBuilder, value: Value | None) -> Place:
     assert value is not None
-    return _Place(*builder.location(value), value.tensor.dtype)
+    return Place(*builder.location(value), value.tensor.dtype)
 
 
 def _matrix(builder: ProgramBuilder, value: Value, asked: Product) -> int:
@@ -159,18 +159,16 @@ def _emit(
     assert matrix is not None
     a, y = _place(builder, node.inputs[0]), _place(builder, node.outputs[0])
     if not a.boxable:
-        found = NvrtcPlain().offers(node, dict.fromkeys(_symbols(node), 1 << 10), target)
-        assert not isinstance(found, Refusal), found.reason
-        found[0].emit(builder, node, layer)
+        emit_plain(builder, node, layer, target)
         return
     fulls = {
         place: _place(builder, value)
         for place, (kind, value) in enumerate(zip(asked.kinds, node.inputs[2:]), 1)
         if kind == "full"
     }
-    tail = _tail(node, asked, y, fulls)
+    tail = tail_at(node, asked.kinds, y, fulls)
     kernel = hopper_kernel(matrix.tensor.dtype, tail, tile, constant=matrix.constant is not None)
-    b = _Place(_matrix(builder, matrix, asked), 0, asked.k, matrix.tensor.dtype)
+    b = Place(_matrix(builder, matrix, asked), 0, asked.k, matrix.tensor.dtype)
     parameters: list[Parameter] = [a.map(asked.m, asked.k, 0), b.map(asked.n, asked.k, 1)]
     if tail.store == "boxes":
         parameters.append(y.map(asked.m, asked.n, 2, writes=True))
@@ -194,9 +192,13 @@ def _emit(
     builder.launch(kernel, (minimum(units, programs) * tile.cluster,), parameters, layer)
 
 
-def _symbols(node: Node) -> set[str]:
+def emit_plain(builder: ProgramBuilder, node: Node, layer: int, target: CudaTarget) -> None:
+    """What serves a layer whose tensors lie where no tensor map describes them."""
     values = [value for value in (*node.inputs, *node.outputs) if value is not None]
-    return {name for value in values for dim in value.tensor.dims for name in symbols(dim)}
+    names = {name for value in values for dim in value.tensor.dims for name in symbols(dim)}
+    found = NvrtcPlain().offers(node, dict.fromkeys(names, 1 << 10), target)
+    assert not isinstance(found, Refusal), found.reason
+    found[0].emit(builder, node, layer)
 
 
 register(NvrtcHopperGemm())

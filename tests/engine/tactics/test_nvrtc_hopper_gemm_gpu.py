@@ -1,4 +1,4 @@
-"""Hopper's matrix product on a GPU: right at all edges, and its time beside other tactics.
+"""Hopper's products and convolutions on a GPU: right at all edges, and its time beside other tactics.
 
 Every case runs in a process of its own, which is ended when a candidate says nothing for a while;
 the next process goes on after it.
@@ -18,7 +18,7 @@ import pytest
 
 from engine.cuda.device import probe
 from tests.engine.tactics.test_nvrtc_hopper_gemm import EPILOGUES
-from tests.hopper_timing import TIMED
+from tests.hopper_timing import EDGES, TIMED, WINDOWS
 
 pytestmark = pytest.mark.gpu
 
@@ -87,7 +87,7 @@ def check(case: str) -> list[dict[str, Any]]:
     for line in found:
         told = line.get("failed") or f"{line['microseconds']:8.2f} us, error {line['error']:.1e}"
         print(f"{case:16} {line['tactic']:18} {told}  {json.dumps(line['choice'])[:160]}")
-        ours = line["tactic"] == "nvrtc.hopper_gemm"
+        ours = line["tactic"].startswith("nvrtc.hopper")
         if ours and ("failed" in line or not line["finite"] or line["error"] > 2e-3):
             wrong.append(line)
     assert not wrong, wrong
@@ -99,6 +99,11 @@ def test_every_way_of_cutting_is_right(name: str) -> None:
     check(f"small {name}")
 
 
-@pytest.mark.parametrize("case", TIMED)
+@pytest.mark.parametrize("case", EDGES)
+def test_convolutions_are_right_at_all_edges(case: str) -> None:
+    assert check(case)
+
+
+@pytest.mark.parametrize("case", [*TIMED, *WINDOWS])
 def test_real_layers_are_right_and_timed(case: str) -> None:
-    assert any(line["tactic"] == "nvrtc.hopper_gemm" for line in check(case))
+    assert any(line["tactic"].startswith("nvrtc.hopper") for line in check(case))
