@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,3 +151,66 @@ def test_the_reason_of_a_failure_names_no_folder_of_this_machine() -> None:
 
     found = backend_suite.attempt(Lost(), chosen("test_abs")[0], reference=True)
     assert found == "FileNotFoundError: case.engine is gone"
+
+
+def test_the_setting_says_what_is_built_and_whether_it_runs() -> None:
+    assert backend_suite.Setting().options(True) == {
+        "target": "cpu",
+        "level": 0,
+        "reference": True,
+    }
+    setting = backend_suite.Setting("cuda", ("nvrtc",))
+    assert setting.options(False)["tactics"] == ("nvrtc",)
+    runs = {
+        target: backend_suite.Setting(target).runs
+        for target in ("cpu", "cuda", "cuda:1", "cuda:sm90")
+    }
+    assert runs == {"cpu": True, "cuda": True, "cuda:1": True, "cuda:sm90": False}
+
+
+def test_cases_are_assembled_for_a_gpu_that_is_only_described(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    words = ["--target", "cuda:sm90", "--filter", "test_relu", "--output", str(path)]
+    assert backend_suite.main(words) == 0
+    found = json.loads(path.read_text())
+    assert found["passed"] == found["cases"] > 0 and not found["run"]
+    assert found["layers"].keys() == {"nvrtc.region"}
+    assert found["cases_without_host_layers"] == found["cases"]
+
+
+def test_a_process_in_which_a_case_failed_on_a_gpu_takes_no_more(tmp_path: Path) -> None:
+    @dataclass
+    class Faulty:
+        """Answers once per process, and fails ever after."""
+
+        process: int = 0
+
+        def build(self, model: Any, **_: Any) -> Any:
+            if self.process == os.getpid():
+                raise ValueError("the GPU is lost")
+            self.process = os.getpid()
+            raise ValueError("this kernel faults")
+
+    cases = chosen("test_abs", "test_neg", "test_relu")
+    outcomes = backend_suite.run(
+        cases, Faulty(), processes=1, only_without=True, setting=backend_suite.Setting("cuda")
+    )
+    assert len(outcomes) >= 3
+    assert {str(outcome.without_reference).split(" (")[0] for outcome in outcomes} == {
+        "ValueError: this kernel faults"
+    }
+
+
+@pytest.mark.gpu
+def test_cases_run_on_a_gpu(tmp_path: Path) -> None:
+    """In processes of its own: this one may have started CUDA already."""
+    path = tmp_path / "result.json"
+    words = ["--target", "cuda", "--filter", "test_softmax", "--output", str(path), "-j", "4"]
+    subprocess.run(
+        [sys.executable, "-m", "benchmarks.backend_suite", *words],
+        cwd=Path(__file__).parent.parent.parent,
+        check=True,
+    )
+    found = json.loads(path.read_text())
+    assert found["failures"] == {} and found["run"]
+    assert found["layers"].get("nvrtc.region", 0) > 0
