@@ -22,8 +22,9 @@ from tests import cuda_layer as layers
 from tests.cuda_shim import ShimError
 from tests.hopper_shim import run_layer, run_product
 
-TARGET = describe("cuda:sm90")
-assert isinstance(TARGET, CudaTarget)
+FOUND = describe("cuda:sm90")
+assert isinstance(FOUND, CudaTarget)
+TARGET = FOUND
 RNG = np.random.default_rng(3)
 HALF, BRAIN, FULL = DType.FLOAT16, DType.BFLOAT16, DType.FLOAT32
 

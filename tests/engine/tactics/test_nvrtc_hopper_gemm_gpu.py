@@ -1,4 +1,4 @@
-"""Hopper's products and convolutions on a GPU: right at all edges, and its time beside other tactics.
+"""Hopper's products and convolutions on a GPU: right at all edges, timed beside others.
 
 Every case runs in a process of its own, which is ended when a candidate says nothing for a while;
 the next process goes on after it.
