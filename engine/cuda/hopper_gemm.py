@@ -385,25 +385,15 @@ def hopper_kernel(
         "@STORE@": joined(tail.finish(), 20),
     }.items():
         body = body.replace(name, text)
-    source = "".join(
-        [
-            PRELUDE,
-            _settings(tile, tail, constant, window),
-            HOPPER_PRELUDE,
-            PLACES,
-            wgmma_text(dtype, tile.columns),
-            _HELPERS,
-            tail.function(),
-            body,
-        ]
-    )
+    head = [PRELUDE, _settings(tile, tail, constant, window), HOPPER_PRELUDE, PLACES]
+    head += [wgmma_text(dtype, tile.columns), _HELPERS, tail.function()]
     read, part = ((tile.rows,), (16,)) if window is None else (window.box, window.part)
     boxes = [(*read, _DEPTH), (tile.columns // tile.cluster, _DEPTH), (*part, 64), (*part, 64)]
     forms = [TensorMapForm(item.value, box, 128) for (_, item), box in zip(maps, boxes)]
     return DeviceKernel(
         "nvrtc",
         "hopper_gemm",
-        source,
+        "".join([*head, body]),
         384,
         shared_nbytes=tile.shared_nbytes,
         waits=True,
