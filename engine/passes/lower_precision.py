@@ -61,7 +61,7 @@ def _refusal(node: Node) -> str:
     """Why a node stays in float32, or nothing."""
     if node.bodies:
         return "its body is not rewritten"
-    if node.kind == "Cast":
+    if node.kind in ("Cast", "CastLike"):
         return "the model asks for this type"
     pointwise = isinstance(node.op, ElementwiseOperator) and node.kind not in _WIDE
     if not pointwise and node.kind not in _NARROWED:

@@ -79,6 +79,8 @@ def _joined(
         return None
     nodes = sorted(first.nodes + second.nodes, key=lambda node: position[id(node)])
     joined = _Cluster(space, nodes, {**first.forms, **second.forms})
+    if any(form.reduces and form.space != space for form in joined.forms.values()):
+        return None  # a sum over a row of one element is none over a longer row
     for item in nodes:
         joined.forms[id(item)] = _over(joined.forms[id(item)], space)
     if len(_inputs(joined)) > MOST_LOADS or _leaves_and_returns(joined, position, owner):

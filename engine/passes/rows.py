@@ -33,13 +33,15 @@ class RowForm:
     """A node as a part of a region: its space, and its result from its inputs' expressions.
 
     ``per_row`` says that the result is one value per row (the last axis has size 1 or is gone);
-    ``reads`` how many of the node's inputs are elements (further ones are constant axes).
+    ``reads`` how many of the node's inputs are elements (further ones are constant axes);
+    ``reduces`` that it is computed from a whole row, so that no longer row may take its place.
     """
 
     space: Shape
     build: Callable[[Sequence[Expression | None]], Expression]
     per_row: bool = False
     reads: int = 64
+    reduces: bool = False
 
 
 def row_form(node: Node) -> RowForm | None:
@@ -114,8 +116,8 @@ def _reduction(node: Node) -> RowForm | None:
     if not _last_only(node, _axes(node)) or not source.tensor.dtype.is_float:
         return None
     count = space[-1]
-    if kind == "Mean" and not isinstance(count, int):
-        return None
+    if count == 0 or (kind == "Mean" and not isinstance(count, int)):
+        return None  # a region of no points writes nothing
     function = {"Max": "row_max", "Min": "row_min", "Prod": "row_prod"}.get(kind, "row_sum")
 
     def build(operands: Sequence[Expression | None]) -> Expression:
@@ -133,7 +135,7 @@ def _reduction(node: Node) -> RowForm | None:
             total = call("sqrt", total)
         return cast(total, x.dtype)
 
-    return RowForm(space, build, per_row=True, reads=1)
+    return RowForm(space, build, per_row=True, reads=1, reduces=True)
 
 
 def _softmax(node: Node) -> RowForm | None:
@@ -155,7 +157,7 @@ def _softmax(node: Node) -> RowForm | None:
             return cast(call("subtract", shifted, call("log", total)), x.dtype)
         return cast(call("divide", powers, total), x.dtype)
 
-    return RowForm(space, build)
+    return RowForm(space, build, reduces=True)
 
 
 def _normalization(node: Node) -> RowForm | None:
@@ -190,7 +192,7 @@ def _normalization(node: Node) -> RowForm | None:
             result = call("add", result, cast(shift, result.dtype))
         return cast(result, x.dtype)
 
-    return RowForm(space, build)
+    return RowForm(space, build, reduces=True)
 
 
 _FORMS: dict[str, Callable[[Node], RowForm | None]] = {

@@ -60,3 +60,14 @@ def test_an_operator_that_overflows_is_left_alone_and_named() -> None:
     graph = graph_of("(float[N, 4] x) => (float[] y) { y = Exp (x) }")
     assert not lower_precision(graph)
     assert [item.reason for item in graph.decisions] == ["Exp is computed in float32"]
+
+
+def test_a_type_that_the_model_takes_from_another_value_stays() -> None:
+    graph = graph_of(
+        """(float[N, 4] x, float16[4] h) => (float16[N, 4] y, float[N, 4] z) {
+            a = CastLike (x, h) y = Add (a, h) b = CastLike (y, x) z = Add (b, x)
+        }"""
+    )
+    run_pipeline(graph, precision="fp16", checked=True)
+    types = [value.tensor.dtype for value in graph.outputs]
+    assert types == [DType.FLOAT16, DType.FLOAT32]
