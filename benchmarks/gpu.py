@@ -190,17 +190,15 @@ def _ours(
 ) -> tuple[_Ours, dict[str, Any]]:
     from engine.building import BuildOptions, assemble_plan, optimise, read_model
     from engine.profile import parse_shapes
-    from engine.target import describe
-    from engine.tune.tuning import toolchain_digest, tune_graph
+    from engine.tune.tuning import tune_graph, usable_records
 
     kept = out / "timing_records.jsonl"
-    target, toolchain = describe("cuda").to_json(), toolchain_digest("cuda")
     read_records = [
         TimingRecord.from_json(line)
         for file in (kept, *map(Path, options.records))
         for line in _lines(file)
     ]
-    known = [r for r in read_records if r.toolchain == toolchain and dict(r.target) == target]
+    known = usable_records(read_records, "cuda")
     shapes = {key: tuple(feed.shape) for key, feed in feeds.items()}
     sources = tuple(filter(None, options.tactics.split(",")))
     start = time.perf_counter()

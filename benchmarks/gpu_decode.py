@@ -289,15 +289,13 @@ def _errors(session: Session, batch: int) -> dict[str, Any]:
 def _ours(batch: int, path: Path, options: argparse.Namespace, out: Path) -> tuple[Session, Any]:
     import engine
     from engine.building import BuildOptions, assemble_plan, optimise, read_model
-    from engine.target import describe
     from engine.tune.records import TimingRecord
-    from engine.tune.tuning import toolchain_digest, tune_graph
+    from engine.tune.tuning import tune_graph, usable_records
 
     kept = out / "timing_records.jsonl"
     files = (kept, *map(Path, options.records))
-    target, toolchain = describe("cuda").to_json(), toolchain_digest("cuda")
     found = [TimingRecord.from_json(line) for file in files for line in _lines(file)]
-    known = [r for r in found if r.toolchain == toolchain and dict(r.target) == target]
+    known = usable_records(found, "cuda")
     sources = tuple(filter(None, options.tactics.split(",")))
     start = time.perf_counter()
     build = BuildOptions(target="cuda", level=options.level, tactics=sources, updates=updates())

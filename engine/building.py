@@ -90,13 +90,14 @@ def build(
     runs from 0 (first tactic that works) to 5 (exhaustive tuning); ``tactics`` are the allowed
     sources, all of the target's when none is given; ``reference`` allows operators without a
     meaning here to run in onnx's reference evaluator; ``records`` are timing records to reuse
-    instead of measuring; ``updates`` maps names of outputs to names of inputs that they update in
-    place (a cache, a state): ``{"present_key": "past_key"}``. While layers are tuned, ``report``
-    hears (done, all, what is done now) and ``keep`` the timing records as they are made, so that an
-    interrupted build loses none. Raises ModelError for a model that cannot be built and OptionError
-    for an option that means nothing.
+    instead of measuring, of which those of another target or toolchain are left out; ``updates``
+    maps names of outputs to names of inputs that they update in place (a cache, a state):
+    ``{"present_key": "past_key"}``. While layers are tuned, ``report`` hears (done, all, what is
+    done now) and ``keep`` the timing records as they are made, so that an interrupted build loses
+    none. Raises ModelError for a model that cannot be built and OptionError for an option that
+    means nothing.
     """
-    from engine.tune.tuning import tune_graph
+    from engine.tune.tuning import tune_graph, usable_records
 
     options = BuildOptions(
         target,
@@ -110,7 +111,7 @@ def build(
     graph = read_model(model, options)
     check_weights(graph)
     graph = optimise(graph, options.precision)
-    known = list(records)
+    known = usable_records(records, target)
     known += tune_graph(graph, options, known, report, keep)
     return assemble_plan(graph, options, known)
 

@@ -194,13 +194,10 @@ def _times_programs(options: BuildOptions) -> bool:
 
 
 def _usable(records: Sequence[Mapping[str, Any]], options: BuildOptions) -> list[TimingRecord]:
-    """The records of this target made with this compiler; others say nothing about it."""
-    from engine.tune.tuning import toolchain_digest
+    """What of known records counts for a build."""
+    from engine.tune.tuning import usable_records
 
-    device = describe(options.target).to_json()
-    kernels = toolchain_digest(options.target)
-    read = (TimingRecord.from_json(item) for item in records)
-    return [r for r in read if r.toolchain == kernels and dict(r.target) == device]
+    return usable_records(map(TimingRecord.from_json, records), options.target)
 
 
 def assemble(

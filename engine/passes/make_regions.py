@@ -81,11 +81,29 @@ def _joined(
     joined = _Cluster(space, nodes, {**first.forms, **second.forms})
     if any(form.reduces and form.space != space for form in joined.forms.values()):
         return None  # a sum over a row of one element is none over a longer row
+    if not (isinstance(space[-1], int) and space[-1] > 0) and _leaves_unsummed(joined):
+        return None
     for item in nodes:
         joined.forms[id(item)] = _over(joined.forms[id(item)], space)
     if len(_inputs(joined)) > MOST_LOADS or _leaves_and_returns(joined, position, owner):
         return None
     return joined
+
+
+def _leaves_unsummed(cluster: _Cluster) -> bool:
+    """Whether others read a value per row that no reduction gives: empty rows never write it."""
+    inside = {id(node) for node in cluster.nodes}
+    summed: set[int] = set()
+    for node in cluster.nodes:
+        form = cluster.forms[id(node)]
+        (output,) = node.outputs[:1]
+        if form.reduces or any(id(value) in summed for value in node.inputs):
+            summed.add(id(output))
+        elif form.per_row or form.space != cluster.space:
+            leaves = any(id(user) not in inside for user, _ in output.uses)
+            if leaves or (node.graph is not None and node.graph.is_output(output)):
+                return True
+    return False
 
 
 def _over(form: RowForm, space: Shape) -> RowForm:

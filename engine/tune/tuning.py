@@ -39,6 +39,7 @@ __all__ = [
     "toolchain_digest",
     "tune_graph",
     "tuning_tasks",
+    "usable_records",
 ]
 
 #: Candidates measured per layer of a CPU, by level; level 0 measures nothing.
@@ -79,6 +80,15 @@ def _cpu_toolchain() -> str:
     compiler = find_compiler()
     version = compiler.identity.rpartition("\n")[2] if compiler else "none"
     return hashlib.sha256(f"{version}|{numpy.__version__}".encode()).hexdigest()[:16]
+
+
+def usable_records(records: Iterable[TimingRecord], target: str) -> list[TimingRecord]:
+    """The records of this target made with this toolchain; others say nothing about it."""
+    known = list(records)
+    if not known:
+        return []
+    device, toolchain = describe(target).to_json(), toolchain_digest(target)
+    return [r for r in known if r.toolchain == toolchain and dict(r.target) == device]
 
 
 def tuning_tasks(graph: Graph, options: BuildOptions, known: Iterable[TimingRecord]) -> list[Task]:

@@ -65,3 +65,14 @@ def test_a_reduction_of_nothing_has_a_result() -> None:
     graph = same(text)
     found = interpret(graph, {"x": np.zeros((3, 0), np.float32)})
     assert found["z"].tolist() == [[-1.0]] * 3 and np.isneginf(found["w"]).all()
+
+
+def test_a_value_per_row_that_no_row_has_to_have_leaves_as_a_region_of_its_own() -> None:
+    """Where M is 0 the joined region has no points, and the value per row would never be made."""
+    text = """(float[N, 1] x, float[N, M] y) => (float[N, 1] p, float[N, M] q) {
+        p = Exp (x) q = Add (p, y)
+    }"""
+    for size in (0, 4):
+        same(text, M=size)
+    inner = same(text.replace("float[N, 1] p, ", ""), M=4)
+    assert [node.kind for node in inner.nodes] == ["Region"]
