@@ -40,7 +40,11 @@ def test_a_graph_out_of_the_cache_computes_the_same(
     device = open_device()
     device.use()
     tactic: Any = CudnnConvolution() if kind == "convolution" else CudnnAttention()
-    node = convolution("relu") if kind == "convolution" else attention("none", False, 1, head=64, rows=128)
+    node = (
+        convolution("relu")
+        if kind == "convolution"
+        else attention("none", False, 1, head=64, rows=128)
+    )
     offered = tactic.offers(node, {}, device.target)
     assert isinstance(offered, list), offered.reason
     candidate: Any = offered[0]
