@@ -21,41 +21,38 @@ __all__ = ["hold_back"]
 def hold_back(builder: ProgramBuilder) -> dict[int, int]:
     """Exchange kernels in front of calls of cuDNN; new kernels by index, and which they replace."""
     made: dict[int, int] = {}
-    builder.steps[:] = _held(builder, builder.steps, made, eager=False)
+    builder.steps[:], _ = _held(builder, builder.steps, made, eager=False)
     return {new: old for old, new in made.items()}
 
 
 def _held(
     builder: ProgramBuilder, steps: Sequence[Step], made: dict[int, int], *, eager: bool
-) -> list[Step]:
-    """Steps with exchanges; ``eager`` says that what follows them may be a call of cuDNN."""
+) -> tuple[list[Step], bool]:
+    """Steps with exchanges, and whether they may begin with a call of cuDNN.
+
+    ``eager`` says that what follows them may.
+    """
     result: list[Step] = []
     for step in reversed(steps):
         if isinstance(step, ChooseStep):
-            cases = tuple(
-                (guards, tuple(_held(builder, chosen, made, eager=eager)))
-                for guards, chosen in step.cases
-            )
-            result.append(ChooseStep(cases))
-        elif isinstance(step, LaunchStep) and eager:
-            result.append(replace(step, function=_quiet(builder, step.function, made)))
-        else:
-            result.append(step)
-        eager = _begins_eagerly(step) or (eager and _may_be_empty(step))
-    return result[::-1]
-
-
-def _begins_eagerly(step: Step) -> bool:
-    if isinstance(step, ChooseStep):
-        return any(chosen and _begins_eagerly(chosen[0]) for _, chosen in step.cases)
-    return isinstance(step, LibraryStep) and step.library == "cudnn"
+            held = [_held(builder, chosen, made, eager=eager) for _, chosen in step.cases]
+            guards = (guards for guards, _ in step.cases)
+            result.append(ChooseStep(tuple(zip(guards, (tuple(found) for found, _ in held)))))
+            eager = any(begins for _, begins in held)
+            continue
+        if isinstance(step, LaunchStep) and eager:
+            step = replace(step, function=_quiet(builder, step.function, made))
+        result.append(step)
+        calls = isinstance(step, LibraryStep) and step.library == "cudnn"
+        eager = calls or (eager and _may_be_empty(step))
+    return result[::-1], eager
 
 
 def _may_be_empty(step: Step) -> bool:
     """Whether nothing is enqueued for a step at some sizes: then its neighbours meet."""
-    if isinstance(step, LaunchStep):
-        return not all(isinstance(size, int) and size > 0 for size in step.grid)
-    return isinstance(step, ChooseStep)
+    return isinstance(step, LaunchStep) and not all(
+        isinstance(size, int) and size > 0 for size in step.grid
+    )
 
 
 def _quiet(builder: ProgramBuilder, index: int, made: dict[int, int]) -> int:

@@ -59,6 +59,16 @@ def test_cases_count_on_both_sides() -> None:
     assert held(chosen, CUDNN) == [[["cudnn"], ["quiet"]], "cudnn"]
 
 
+def test_a_case_may_begin_with_a_launch_that_is_empty() -> None:
+    open_grid = LaunchStep(1, (symbol("N"), 1, 1), (), 0)
+    chosen = ChooseStep(((SMALL, (open_grid, CUDNN)), ((), (LAUNCH,))))
+    assert held(OTHER, chosen) == ["quiet", [["quiet", "cudnn"], ["early"]]]
+    empty = ChooseStep(((SMALL, ()), ((), (LAUNCH,))))
+    assert held(OTHER, empty, CUDNN) == ["quiet", [[], ["quiet"]], "cudnn"]
+    full = ChooseStep(((SMALL, (OTHER,)), ((), (LAUNCH,))))
+    assert held(OTHER, full, CUDNN) == ["early", [["quiet"], ["quiet"]], "cudnn"]
+
+
 def test_a_quiet_kernel_lacks_the_signal_and_nothing_else() -> None:
     assert "gdc_launch_dependents" not in TRITON.quiet().source
     assert KERNEL.quiet().source == "#define EF_QUIET\n" + KERNEL.source
