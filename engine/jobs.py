@@ -217,7 +217,7 @@ def assemble(
     return {
         "layers": len(program.layers),
         "tactics": dict(sorted(tactics.items())),
-        "kernels": len(program.kernels),
+        "kernels": len(program.kernels) + len(program.functions),
         "weights_nbytes": sum(w.dtype.nbytes * _count(w.shape) for w in program.weights),
         "requires": plan.requires,
         "fusions": sum(1 for item in graph.decisions if item.made),

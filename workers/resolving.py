@@ -42,11 +42,17 @@ def find_engine(farm: Farm, words: str, *, options: Json, compiler: Compiler) ->
 
 def why_not_here(engine: Engine, compiler: Compiler) -> str | None:
     """The reason why an engine does not fit this machine, or None when it does."""
-    from engine.errors import DeviceError, MissingExtraError
+    from engine.errors import DeviceError, MissingExtraError, TargetMismatchError
+    from engine.target import check_target
 
     try:
+        if engine.target.get("vendor") == "cuda":  # its description says nothing of what is here
+            words = dict(engine.target)
+            words.pop("device_class", None)  # the farm's own
+            check_target(words)
+            return None
         here = compiler.describe(engine.options["target"]).target
-    except (DeviceError, MissingExtraError) as error:
+    except (DeviceError, MissingExtraError, TargetMismatchError) as error:
         return str(error)
     differing = [
         f"{field} is {engine.target.get(field)!r} there and {here.get(field)!r} here"

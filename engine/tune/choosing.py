@@ -91,7 +91,8 @@ def offers(
     found, _ = candidates(node, sources, point, target)
     offered = [Offer(candidate) for candidate in found]
     libraries = [name for name in sources if name in LIBRARIES]
-    if isinstance(target, CudaTarget) and libraries and _own(node) & point.keys():
+    own = _own(node)  # with a size that only contents tell, nothing is known ahead
+    if isinstance(target, CudaTarget) and libraries and own and own <= point.keys():
         pinned = pin(node, point)
         fixed, _ = candidates(pinned, libraries, {}, target)
         offered += [Offer(candidate, pinned) for candidate in fixed]
@@ -237,7 +238,8 @@ class _Search:
     ) -> list[Offer]:
         """Candidates that were measured and are not offered here, as algorithms of libraries."""
         known = {identity(item.candidate) for item in offered}
-        pinned = pin(node, point) if point and set(rows) - known else None
+        fixed = bool(point) and _own(node) <= point.keys()
+        pinned = pin(node, point) if fixed and set(rows) - known else None
         found = []
         for key in sorted(set(rows) - known):
             record = rows[key]

@@ -87,6 +87,34 @@ def test_a_build_for_a_described_gpu_is_kept_and_found_again(line: RealLine, pla
     assert shown["host_steps"] == [] and shown["target"]["name"] == "h200"
 
 
+def test_a_build_tells_that_no_gpu_ran_it_and_fetching_wants_one(
+    line: RealLine, plan: Path, no_gpu: Callable[[Exception], None]
+) -> None:
+    no_gpu(DeviceError("no GPU can be used: there is none on this machine"))
+    words = (*BUILD, "--precision", "fp32")
+    made = line.outcome("build", line.network, *words, "--name", "gpu:only")
+    assert made["report"]["kernels"] == len(open_plan(Path(made["file"])).program.functions) > 0
+    sentence = "no GPU can be used: there is none on this machine"
+    if "note" in made["report"]["check"]:  # the check ran in a process of its own
+        assert "not run  loaded on no GPU" in line.run("build", line.network, *words)[0]
+    copy = line.folder / "fetched.engine"
+    told = line.refused("fetch", "gpu:only", "-o", copy, code=3)
+    assert f"does not run on this machine: {sentence}" in told and not copy.exists()
+    assert line.outcome("fetch", "gpu:only", "-o", copy, "--any-target")["file"] == str(copy)
+
+
+@pytest.mark.parametrize(("target", "fits"), [("cuda:sm90", True), ("cuda:sm80", False)])
+def test_fetching_asks_the_gpu_that_is_here(
+    line: RealLine, plan: Path, monkeypatch: pytest.MonkeyPatch, target: str, fits: bool
+) -> None:
+    monkeypatch.setattr(engine.target, "_probed", lambda index: describe(target))
+    words = ("fetch", line.network, *BUILD, "-o", line.folder / "fetched.engine")
+    if fits:
+        assert line.outcome(*words)["size"] == plan.stat().st_size
+    else:
+        assert "the GPU here is sm_80" in line.refused(*words, code=3)
+
+
 def test_another_precision_or_target_is_another_engine(line: RealLine) -> None:
     keys = set()
     for words in (BUILD, (*BUILD, "--precision", "fp32"), (*BUILD, "--target", "cuda:sm80")):

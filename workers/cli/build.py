@@ -90,6 +90,12 @@ def _fields(home: Home, made: Made, path: Path, *, name: str | None) -> Json:
     }
 
 
+def _check_of(report: Json) -> Json:
+    """What a build found when it ran the engine; a note says why it ran nothing."""
+    check = report.get("check")
+    return check if isinstance(check, dict) else {}
+
+
 def _print(made: Made, fields: Json) -> None:
     """The outcome for people."""
     report = made.engine.report
@@ -101,5 +107,6 @@ def _print(made: Made, fields: Json) -> None:
             "name": fields["name"],
             "layers": report.get("layers") if isinstance(report.get("layers"), int) else None,
             "needs": ", ".join(report.get("requires") or []) or None,
+            "not run": _check_of(report).get("note"),
         },
     )

@@ -35,7 +35,7 @@ def command(
     reason = None if any_target else why_not_here(engine, compiler)
     if reason is not None:
         raise NotFoundError(
-            f"engine {engine.key[:12]} was built for another machine: {reason}; "
+            f"engine {engine.key[:12]} does not run on this machine: {reason}; "
             "--any-target fetches it all the same"
         )
     verify_statement(

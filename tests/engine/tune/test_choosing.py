@@ -15,6 +15,7 @@ from engine.building import BuildOptions
 from engine.ir.graph import Graph, Node
 from engine.onnx_io import read
 from engine.passes import run_pipeline
+from engine.profile import profile_symbols
 from engine.tactics import Candidate, candidates
 from engine.target import describe
 from engine.tune.choosing import TIE_SHARE, choose, usual_point
@@ -183,3 +184,16 @@ def test_the_usual_point_is_that_of_the_symbols() -> None:
 
     symbols = [Symbol("N", 1, (8, 4), 32, ("input", "x", 0))]
     assert usual_point(symbols) == {"N": 8}
+
+
+def test_a_size_that_only_contents_tell_keeps_no_gpu_from_being_built_for() -> None:
+    graph = read(model("(float[n, 8] x) => (int64[2, found] y) { y = NonZero (x) }"))
+    run_pipeline(graph)
+    (node,) = graph.nodes
+    options = BuildOptions(target="cuda:sm90", level=0, tactics=("cublaslt", "cudnn", "numpy"))
+    symbols = profile_symbols(graph, options.profile)
+    assert "n" in {symbol.name for symbol in symbols}
+    assert choose(graph, options, symbols, []) == {}  # its meaning serves
+    signature, _ = layer_signature(node, usual_point(symbols))
+    known = dataclasses.replace(record(OFFERED[0], 5.0), signature=signature, tactic="cudnn.none")
+    assert choose(graph, options, symbols, [known]) == {}
