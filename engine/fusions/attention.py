@@ -234,6 +234,8 @@ def _four(read: Strided) -> Strided:
 
 def _reads(q: Value, k: Value, v: Value) -> Reads | Refused:
     """How queries, transposed keys and values are read, and batch, heads, queries, keys."""
+    if min(q.tensor.rank, k.tensor.rank, v.tensor.rank) < 3:
+        return Refused("a matrix that all heads share is no keys or values")
     query, turned, value = (_four(_adjacent(q)), _four(trace(k)), _four(_adjacent(v)))
     key = Strided(
         turned.root,

@@ -460,3 +460,15 @@ def test_a_rule_that_cannot_decide_refuses_instead_of_failing() -> None:
     graph = graph_of(body.replace("[...]", "[N, 5]"))
     run_pipeline(graph, checked=True)
     assert graph.decisions
+
+
+def test_a_softmax_between_two_weights_is_no_attention() -> None:
+    body = """(float[N, M, 4] x) => (float[] y) {
+        a = MatMul (x, w) s = Softmax <axis = -1> (a) y = MatMul (s, v)
+    }"""
+    given = {"w": weight(4, 5), "v": weight(5, 4)}
+    graph, plain = graph_of(body, weights=given), graph_of(body, weights=given)
+    run_pipeline(graph, checked=True)
+    feeds = random_feeds(plain)
+    assert_close(interpret(graph, feeds), interpret(plain, feeds))
+    assert "FusedAttention" not in [node.kind for node in graph.nodes]
