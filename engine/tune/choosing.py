@@ -240,9 +240,12 @@ class _Search:
         known = {identity(item.candidate) for item in offered}
         fixed = bool(point) and _own(node) <= point.keys()
         pinned = pin(node, point) if fixed and set(rows) - known else None
+        versions = _versions(offered, rows.values())
         found = []
         for key in sorted(set(rows) - known):
             record = rows[key]
+            if record.choice.get("version") != versions.get(record.tactic):
+                continue  # what another version of a library can, this one refuses to run
             if record.status == "ok" and record.tactic.split(".")[0] in self.options.tactics:
                 at = pinned if record.tactic.split(".")[0] in LIBRARIES else None
                 candidate = restore(at or node, record.tactic, record.choice, self.target)
@@ -273,6 +276,19 @@ class _Search:
             if record.time_ns <= fastest * (1 + max(TIE_SHARE, 2 * record.spread))
         ]
         return next((item for item in tied if _is_locked(item[0].candidate, locked)), tied[0])
+
+
+def _versions(offered: Sequence[Offer], rows: Iterable[TimingRecord]) -> dict[str, Any]:
+    """The version of its library for each tactic that names one: as here, or else the latest."""
+    found: dict[str, Any] = {}
+    for record in rows:
+        version = record.choice.get("version")
+        if isinstance(version, int):
+            found[record.tactic] = max(version, found.get(record.tactic, version))
+    for item in offered:
+        if "version" in item.candidate.choice:
+            found[item.candidate.tactic] = item.candidate.choice["version"]
+    return found
 
 
 def _open(offer: Offer) -> tuple[Guard, ...]:

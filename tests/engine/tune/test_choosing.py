@@ -18,6 +18,7 @@ from engine.passes import run_pipeline
 from engine.profile import profile_symbols
 from engine.tactics import Candidate, candidates
 from engine.target import describe
+from engine.tune import choosing
 from engine.tune.choosing import TIE_SHARE, choose, usual_point
 from engine.tune.records import TimingRecord, layer_description, layer_signature
 from tests.engine.small_models import graph_of, model
@@ -197,3 +198,29 @@ def test_a_size_that_only_contents_tell_keeps_no_gpu_from_being_built_for() -> N
     signature, _ = layer_signature(node, usual_point(symbols))
     known = dataclasses.replace(record(OFFERED[0], 5.0), signature=signature, tactic="cudnn.none")
     assert choose(graph, options, symbols, [known]) == {}
+
+
+def test_algorithms_of_another_version_of_a_library_are_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def made(algorithm: str, version: int) -> Candidate:
+        return Candidate("c.library", {"algorithm": algorithm, "version": version}, _nothing)
+
+    def restored(node: Node, tactic: str, choice: Any, target: Any) -> Candidate:
+        return Candidate(tactic, choice, _nothing)
+
+    monkeypatch.setattr(choosing, "restore", restored)
+    older, newer = made("a", 1), made("b", 2)
+    records = [record(older, 10.0), record(newer, 20.0), record(OFFERED[0], 30.0)]
+    assert same(chosen(records), newer) and same(chosen(records[::-1]), newer)
+    assert same(chosen([records[0], records[2]]), older)  # no other version is known
+
+    here = [choosing.Offer(item) for item in (*OFFERED, made("c", 1))]
+    monkeypatch.setattr(choosing, "offers", lambda *_: list(here))
+    assert same(chosen(records), older)
+    damaged = dataclasses.replace(records[0], choice={"algorithm": "a", "version": "1"})
+    assert same(chosen([damaged, records[2]]), OFFERED[0])
+
+
+def _nothing(*_: Any) -> None:
+    """Steps that no test looks at."""
