@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["PRECISIONS", "BuildOptions", "assemble_plan", "build", "optimise", "read_model"]
 
 #: Bumped whenever the same inputs give other plan bytes.
-CODEGEN = 2
+CODEGEN = 3
 PRECISIONS = ("fp32", "fp16")
 
 

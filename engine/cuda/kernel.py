@@ -13,6 +13,7 @@ from engine.plan.device import TensorMapForm
 __all__ = ["Compiled", "Constant", "DeviceKernel", "Failure"]
 
 Constant = int | bool | str
+_QUIET = "#define EF_QUIET\n"
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class DeviceKernel:
         if self.compiler == "triton":
             text = self.source.replace("tl.extra.cuda.gdc_launch_dependents()", "pass")
         else:
-            text = "#define EF_QUIET\n" + self.source
+            text = _QUIET + self.source.removeprefix(_QUIET)
         return replace(self, source=text)
 
     @cached_property

@@ -1,7 +1,8 @@
 """Float16 arithmetic for a float32 model: a rewrite that stays visible as casts.
 
 Inputs and outputs of the graph keep their types. What stays in float32 is listed with its reason:
-operators that no fast kernel computes, and constants that float16 cannot hold.
+operators that no fast kernel computes, constants that float16 cannot hold, and what reads numbers
+made with them, up to an operator whose results are bounded.
 """
 
 from __future__ import annotations
@@ -31,18 +32,29 @@ _NARROWED = frozenset(
 )
 #: Functions that overflow or lose everything in float16 between two roundings.
 _WIDE = frozenset({"Exp", "Log", "Pow", "Reciprocal", "Sum"})
+#: What these give fits into float16 whatever they read, as a softmax over masked scores.
+_BOUNDED = frozenset(
+    {
+        *("Softmax", "Sigmoid", "HardSigmoid", "Tanh", "Erf", "Clip"),
+        *("LayerNormalization", "RMSNormalization", "InstanceNormalization", "GroupNormalization"),
+    }
+)
 
 
 def lower_precision(graph: Graph) -> bool:
     """Compute in float16 wherever an operator allows it."""
     half: dict[int, Value] = {}
+    vast: set[int] = set()  # values that may hold numbers beyond float16's
     changed = False
     for node in list(graph.nodes):
         if not any(_is_single(value) for value in node.inputs):
             continue
         reason = _refusal(node)
-        if reason:
-            graph.decide("float16", node.sources, False, reason)
+        beyond = _holds_more(node) or _reads(node, vast)
+        if beyond and node.kind not in _BOUNDED:
+            vast.update(id(value) for value in node.outputs)
+        if reason or beyond:
+            graph.decide("float16", node.sources, False, reason or beyond)
             continue
         _narrow(graph, node, half)
         changed = True
@@ -66,10 +78,23 @@ def _refusal(node: Node) -> str:
     pointwise = isinstance(node.op, ElementwiseOperator) and node.kind not in _WIDE
     if not pointwise and node.kind not in _NARROWED:
         return f"{node.kind} is computed in float32"
+    return ""
+
+
+def _holds_more(node: Node) -> str:
+    """Which constant of a node float16 cannot hold, or nothing."""
     for value in node.inputs:
         if value is not None and value.constant is not None and _is_single(value):
             if not _fits(value.constant):
                 return f"the constant %{value.name} holds values that float16 cannot"
+    return ""
+
+
+def _reads(node: Node, vast: set[int]) -> str:
+    """Which input of a node may hold more than float16 can, or nothing."""
+    for value in node.inputs:
+        if value is not None and id(value) in vast:
+            return f"%{value.name} may hold values that float16 cannot"
     return ""
 
 

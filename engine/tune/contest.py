@@ -39,10 +39,14 @@ class Contest:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The samples of an entrant in nanoseconds, or the reason of its failure."""
+    """The samples of an entrant in nanoseconds, or the reason of its failure.
+
+    A failure that is not ``lasting`` says nothing of the entrant: memory was short beside others.
+    """
 
     samples: tuple[float, ...] = ()
     reason: str = ""
+    lasting: bool = True
 
     @property
     def time_ns(self) -> float:

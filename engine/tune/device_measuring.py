@@ -104,6 +104,7 @@ class DeviceMeasurer:
         """
         self.blocks.reset()
         reasons: dict[int, str] = {}
+        crowded: set[int] = set()  # there was no memory left beside the others
         runners: list[_Runner] = []
         try:
             feeds = self._feeds(contest.reference.program, contest.fills)
@@ -120,6 +121,7 @@ class DeviceMeasurer:
                         reason = self._check_graph(runner, wanted, contest.tolerance)
                 except DeviceMemoryError as error:
                     reason = str(error)
+                    crowded.add(place)
                 except DeviceError:
                     raise
                 except (EngineError, ValueError) as error:
@@ -130,7 +132,7 @@ class DeviceMeasurer:
             self._race(racing, contest.samples, touching)
             samples = {runner.place: tuple(runner.samples) for runner in racing}
             return [
-                Outcome(samples.get(place, ()), reasons.get(place, ""))
+                Outcome(samples.get(place, ()), reasons.get(place, ""), place not in crowded)
                 for place in range(len(contest.entrants))
             ]
         finally:

@@ -130,7 +130,8 @@ class DeviceTuner:
             reference = self._reference(graph, packed, task.shared)
             contest = Contest(reference, tuple(entrants.values()), SAMPLES, _tolerance(graph))
             outcomes.update(zip(entrants, self.process.measure(contest), strict=True))
-        return [self._record(task, offered[i], outcomes[i]) for i in range(len(offered))]
+        lasting = [i for i in range(len(offered)) if outcomes[i].lasting]
+        return [self._record(task, offered[i], outcomes[i]) for i in lasting]
 
     def measure_programs(
         self, graph: Graph, options: BuildOptions, records: Sequence[TimingRecord]

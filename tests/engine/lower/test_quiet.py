@@ -43,7 +43,7 @@ def held(*steps: Any) -> list[Any]:
 def test_only_what_stands_in_front_of_cudnn_is_exchanged() -> None:
     assert held(LAUNCH, CUDNN) == ["quiet", "cudnn"]
     assert held(LAUNCH, CUBLASLT, CUDNN) == ["early", "cublaslt", "cudnn"]
-    assert held(CUDNN, LAUNCH) == ["cudnn", "early"]
+    assert held(CUBLASLT, CUDNN, LAUNCH) == ["cublaslt", "cudnn", "early"]
     assert held(LAUNCH, ClearStep(0, 0), CUDNN) == ["early", "ClearStep", "cudnn"]
 
 
@@ -85,3 +85,8 @@ def test_machine_code_of_quiet_kernels_has_no_signal(capability: tuple[int, int]
     kernel = DeviceKernel("nvrtc", "k", text, 32)
     loud, quiet = (compile_nvrtc(item, capability).image for item in (kernel, kernel.quiet()))
     assert (loud != quiet) == (capability >= (9, 0))
+
+
+def test_a_program_that_begins_with_cudnn_meets_itself_when_it_runs_again() -> None:
+    assert held(CUDNN, LAUNCH, OTHER) == ["cudnn", "early", "quiet"]
+    assert KERNEL.quiet().quiet() == KERNEL.quiet()

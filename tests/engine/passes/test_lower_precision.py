@@ -11,7 +11,7 @@ from engine.ir.verify import verify
 from engine.passes import canonicalise, run_pipeline
 from engine.passes.lower_precision import lower_precision
 from tests.engine.passes.test_passes import SAMPLES, feeds_of, sample
-from tests.engine.small_models import graph_of
+from tests.engine.small_models import assert_close, graph_of, random_feeds
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -71,3 +71,25 @@ def test_a_type_that_the_model_takes_from_another_value_stays() -> None:
     run_pipeline(graph, precision="fp16", checked=True)
     types = [value.tensor.dtype for value in graph.outputs]
     assert types == [DType.FLOAT16, DType.FLOAT32]
+
+
+def test_a_mask_beyond_float16_stays_one_up_to_the_softmax() -> None:
+    """A row that sees no key is the mean of all values, in float16 as in float32."""
+    text = """(float[B, 2, 4, 8] q, float[B, 2, 4, 8] k, float[B, 2, 4, 8] v, bool[B, 1, 1, 4] seen)
+        => (float[] y) {
+        turned = Transpose <perm = [0, 1, 3, 2]> (k) s = MatMul (q, turned)
+        mask = Where (seen, zero, low) m = Add (s, mask) p = Softmax <axis = -1> (m)
+        y = MatMul (p, v) }"""
+    numbers = {"zero": np.zeros((), np.float32), "low": np.array(-3.4e38, np.float32)}
+    graph, plain = (graph_of(text, weights=numbers) for _ in range(2))
+    feeds = random_feeds(plain, seed=5)
+    feeds["seen"][0] = False
+    feeds["seen"][1] = True
+    expected = interpret(plain, feeds)
+    lower_precision(graph)
+    narrow = {n.kind for n in graph.nodes if n.outputs[0].tensor.dtype is DType.FLOAT16}
+    assert {"MatMul"} <= narrow and not {"Add", "Where", "Softmax"} & narrow
+    assert_close(interpret(graph, feeds), expected, 5e-3)
+    run_pipeline(graph, checked=True)
+    assert [node.kind for node in graph.nodes].count("FusedAttention") == 1
+    assert_close(interpret(graph, feeds), expected, 5e-3)

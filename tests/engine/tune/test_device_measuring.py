@@ -6,13 +6,14 @@ import functools
 import shutil
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 
 from engine.cuda.compare import RESULT_NBYTES, compare_kernel, read_difference
 from engine.cuda.kernel import Compiled, DeviceKernel
-from engine.errors import DeviceError
+from engine.errors import DeviceError, DeviceMemoryError
 from engine.ir.types import DType, TensorType
 from engine.plan.device import DeviceFunction, LaunchStep, Pointer, Scalar
 from engine.plan.structure import Layer, Program, Slot, Weight
@@ -88,6 +89,22 @@ def test_writing_behind_the_end_is_found_even_where_the_result_is_right() -> Non
     beyond = "; if (i == 0) y[count] = 1"
     (found,) = measurer().measure(contest(entrant(beyond)))
     assert "behind the end" in found.reason and not found.samples
+
+
+def test_an_entrant_for_which_memory_was_short_is_not_held_to_have_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ready = DeviceMeasurer._ready
+
+    def short(self: DeviceMeasurer, place: int, *rest: Any) -> Any:
+        if place == 1:
+            raise DeviceMemoryError("needed are 9 GiB")
+        return ready(self, place, *rest)
+
+    monkeypatch.setattr(DeviceMeasurer, "_ready", short)
+    first, second = measurer().measure(contest(entrant(), entrant()))
+    assert first.samples and first.lasting
+    assert not second.samples and "9 GiB" in second.reason and not second.lasting
 
 
 @pytest.mark.parametrize("dtype", [DType.FLOAT16, DType.BFLOAT16, DType.FLOAT32, DType.INT32])
