@@ -344,7 +344,8 @@ class _NullLibrary:
         self, call: Mapping[str, Any], sizes: Sequence[int], target: CudaTarget
     ) -> PreparedCall:
         self.device.counts[f"{self.name} prepare"] += 1
-        return _NullCall(self.device, self.name, int(call.get("workspace_nbytes", 0)))
+        workspace, reach = call.get("workspace_nbytes", 0), call.get("operand_nbytes", ())
+        return _NullCall(self.device, self.name, int(workspace), tuple(reach))
 
     def close(self) -> None:
         pass

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import groupby
+from itertools import groupby, zip_longest
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,16 @@ from engine.cuda.tensor_map import encode_box, reach
 from engine.errors import DeviceError, KernelError, PlanCorruptError
 from engine.ir.sizes import evaluate
 from engine.ir.types import Array, DType, TensorType
-from engine.plan.device import ClearStep, LaunchStep, LibraryStep, Null, Pointer, Scalar, TensorMap
+from engine.plan.device import (
+    ClearStep,
+    LaunchStep,
+    LibraryStep,
+    Null,
+    Operand,
+    Pointer,
+    Scalar,
+    TensorMap,
+)
 from engine.plan.slots import is_fixed
 from engine.plan.structure import FlatStep, HostStep, KernelStep
 from engine.runtime.cuda_layout import lay_out, named_layers
@@ -273,9 +282,14 @@ class CudaBinding:
     def _library(self, step: LibraryStep) -> Enqueue:
         where = self._where(step.layer)
         prepared = self.engine.library_call(step, [self._size(dim) for dim in step.sizes])
-        operands = [
-            self.address(item.slot, self._size(item.offset), where=where) for item in step.operands
-        ]
+        operands = []
+        for item, nbytes in zip_longest(step.operands, prepared.operand_nbytes, fillvalue=0):
+            if not isinstance(item, Operand):
+                raise PlanCorruptError(f"{where} has too few operands; build the model again")
+            kind = self.program.slots[item.slot].type
+            assert isinstance(kind, TensorType)
+            extent = -(-nbytes // kind.dtype.nbytes)
+            operands.append(self.address(item.slot, self._size(item.offset), extent, where))
         workspace = held = 0
         if step.workspace is not None:
             workspace, held = self.address(step.workspace), self._nbytes(step.workspace)

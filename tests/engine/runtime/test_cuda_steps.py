@@ -100,6 +100,20 @@ def test_a_library_that_needs_more_workspace_than_planned_is_refused() -> None:
         context.run({"x": vector(10)})
 
 
+def test_a_library_that_reaches_out_of_its_operands_is_refused() -> None:
+    """A call comes from the plan file: what it touches must lie in the tensors it is given."""
+    for reach in ([40, 40], [4, 0]):
+        made = library_program({"operand_nbytes": reach}, 3)
+        engine_of(made, NullDevice()).create_context().run({"x": vector(10)})
+    for reach, said in (([41, 40], "reaches 11 elements"), ([40, 44], "reaches 11 elements")):
+        context = engine_of(library_program({"operand_nbytes": reach}, 3), NullDevice())
+        with pytest.raises(PlanCorruptError, match=said):
+            context.create_context().run({"x": vector(10)})
+    context = engine_of(library_program({"operand_nbytes": [4, 4, 4]}, 3), NullDevice())
+    with pytest.raises(PlanCorruptError, match="too few operands"):
+        context.create_context().run({"x": vector(10)})
+
+
 def test_clears_and_copies_are_part_of_the_graph() -> None:
     slots = ports(Slot(VECTOR, "arena"), Slot(VECTOR, "arena"))
     steps: list[Step] = [
