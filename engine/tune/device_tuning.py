@@ -39,7 +39,10 @@ SAMPLES = 20
 #: Largest error of a candidate in units of the spread of a result, by its element type.
 TOLERANCES = {DType.FLOAT16: 2e-2, DType.BFLOAT16: 1e-1}
 TOLERANCE = 2e-3
-_GENERATORS = ("cuda/*.py", "templates/*.py", "tactics/triton*.py", "tactics/nvrtc*.py")
+_GENERATORS = (
+    *("cuda/*.py", "templates/*.py", "kernels/region_lowering.py", "tactics/matmul_view.py"),
+    *(f"tactics/{source}*.py" for source in ("triton", "nvrtc", "cublaslt", "cudnn")),
+)
 
 
 @functools.cache

@@ -6,6 +6,7 @@ import functools
 import shutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from engine.errors import DeviceError, DeviceMemoryError
 from engine.ir.types import DType, TensorType
 from engine.plan.device import DeviceFunction, LaunchStep, Pointer, Scalar
 from engine.plan.structure import Layer, Program, Slot, Weight
+from engine.tune import device_tuning
 from engine.tune.contest import Contest, Entrant, Outcome
 from engine.tune.device_measuring import DeviceMeasurer
 from engine.tune.measuring_process import MeasuringProcess
@@ -176,3 +178,18 @@ def test_a_crash_a_hang_and_a_fault_cost_only_who_caused_them() -> None:
 def test_without_a_device_measuring_says_so() -> None:
     with MeasuringProcess(99) as process, pytest.raises(DeviceError):
         process.measure(contest(entrant()))
+
+
+def test_every_file_that_writes_kernels_counts_for_the_toolchain() -> None:
+    root = Path(device_tuning.__file__).parent.parent
+    counted = {p for pattern in device_tuning._GENERATORS for p in root.glob(pattern)}
+    assert all(any(root.glob(pattern)) for pattern in device_tuning._GENERATORS)
+    for name in ("cuda/region.py", "templates/gemm.py", "tactics/cudnn_convolution.py"):
+        assert root / name in counted
+    writers = {
+        path
+        for path in root.rglob("*.py")
+        if "DeviceKernel(" in path.read_text(encoding="utf-8")
+        and "class DeviceKernel" not in path.read_text(encoding="utf-8")
+    }
+    assert writers <= counted, sorted(writers - counted)
