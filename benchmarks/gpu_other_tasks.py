@@ -77,15 +77,13 @@ def task_build(
     """Build a plan file; ``records`` are files to read, ``keep`` gets those used and made."""
     from engine.building import BuildOptions, assemble_plan, optimise, read_model
     from engine.profile import parse_shapes
-    from engine.target import describe
     from engine.tune.records import TimingRecord
-    from engine.tune.tuning import toolchain_digest, tune_graph
+    from engine.tune.tuning import tune_graph, usable_records
 
     begin = time.perf_counter()
-    here, kernels = describe(target).to_json(), toolchain_digest(target)
     lines = [line for path in records for line in Path(path).read_text("utf-8").splitlines()]
-    known = [TimingRecord.from_json(json.loads(line)) for line in lines if line]
-    known = [item for item in known if item.toolchain == kernels and dict(item.target) == here]
+    found = [TimingRecord.from_json(json.loads(line)) for line in lines if line]
+    known = usable_records(found, target)
     options = BuildOptions(
         target=target,
         level=level,
@@ -99,8 +97,8 @@ def task_build(
     built.save(plan)
     seconds = time.perf_counter() - begin
     if keep:
-        found = [json.dumps(item.to_json(), sort_keys=True) for item in [*known, *fresh]]
-        Path(keep).write_text("\n".join(found) + "\n", "utf-8")
+        kept = [json.dumps(item.to_json(), sort_keys=True) for item in [*known, *fresh]]
+        Path(keep).write_text("\n".join(kept) + "\n", "utf-8")
     return {
         "seconds": seconds,
         "assemble_s": seconds - (tuned - begin),
