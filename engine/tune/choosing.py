@@ -41,7 +41,7 @@ __all__ = [
     "usual_point",
 ]
 
-#: Candidates within this share of the best time are tied (or twice the spread, if that is more).
+#: Candidates within this share of the best time are tied (or twice the spread of both, if more).
 TIE_SHARE = 0.02
 #: Sources whose choices hold at fixed sizes only.
 LIBRARIES = ("cublaslt", "cudnn")
@@ -269,13 +269,15 @@ class _Search:
             first = next(iter(untried), None)
             chosen = next((c for c in untried if _is_locked(c.candidate, locked)), first)
             return None if chosen is None else (chosen, 0)
-        fastest = min(record.time_ns for _, record in measured)
-        tied = [
-            (item, int(record.time_ns))
-            for item, record in measured
-            if record.time_ns <= fastest * (1 + max(TIE_SHARE, 2 * record.spread))
-        ]
+        fastest = min((record for _, record in measured), key=lambda r: (r.time_ns, r.spread))
+        tied = [(item, int(record.time_ns)) for item, record in measured if ties(record, fastest)]
         return next((item for item in tied if _is_locked(item[0].candidate, locked)), tied[0])
+
+
+def ties(record: TimingRecord, fastest: TimingRecord) -> bool:
+    """Whether a record is as good as the fastest, as far as the steadier of the two can tell."""
+    noise = 2 * min(record.spread, fastest.spread)
+    return record.time_ns <= fastest.time_ns * (1 + max(TIE_SHARE, noise))
 
 
 def _versions(offered: Sequence[Offer], rows: Iterable[TimingRecord]) -> dict[str, Any]:

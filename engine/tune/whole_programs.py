@@ -3,7 +3,7 @@
 Kernels of one source overlap better than calls of libraries, and a cache that one layer leaves warm
 helps the next. So the best few programs, as chosen and with fewer libraries, with and without
 kernels that begin early, are measured as complete graphs, and that decides. Among those within
-`TIE_SHARE` of the fastest the one with fewer libraries wins.
+the noise of the fastest the one with fewer libraries wins.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from engine.runtime.steps import flat_steps
 from engine.target import CudaTarget, describe
 from engine.tune.choosing import (
     LIBRARIES,
-    TIE_SHARE,
     Choices,
     Memo,
     choose_all,
     identity,
+    ties,
     usual_point,
 )
 from engine.tune.contest import Contest, Entrant, Outcome
@@ -159,12 +159,8 @@ def choose_program(
             measured.append((item, max(rows, key=lambda r: (r.samples, -r.time_ns, -r.spread))))
     if not measured:
         return options.tactics, True
-    fastest = min(record.time_ns for _, record in measured)
-    tied = [
-        item
-        for item, record in measured
-        if record.time_ns <= fastest * (1 + max(TIE_SHARE, 2 * record.spread))
-    ]
+    fastest = min((record for _, record in measured), key=lambda r: (r.time_ns, r.spread))
+    tied = [item for item, record in measured if ties(record, fastest)]
     best = min(tied, key=lambda item: (len(item.libraries), not item.early))
     return best.sources, best.early
 
