@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ from engine.ir.graph import Graph, Node
 from engine.ir.types import Array, TensorType
 from engine.lower.lowering import lower
 from engine.plan.recipes import apply
+from engine.runtime import blas
+from engine.runtime.compilation import find_compiler
 from engine.runtime.context import Context
 from engine.runtime.engine import Engine
 from engine.tactics import Candidate, candidates
@@ -106,10 +109,12 @@ def measure(
             rival.reason = _check(rival.context, feeds, expected)
             rival.samples = []
     racing = [rival for rival in rivals if rival.context is not None and not rival.reason]
-    if len(racing) > 1:
-        _race(racing, feeds, samples)
-    elif racing:
-        racing[0].samples = [_time(racing[0], feeds) for _ in range(3)]
+    # Beside compiled kernels NumPy's BLAS is held to one thread, so it is timed with one.
+    with blas.single_threaded() if find_compiler() is not None else nullcontext():
+        if len(racing) > 1:
+            _race(racing, feeds, samples)
+        elif racing:
+            racing[0].samples = [_time(racing[0], feeds) for _ in range(3)]
     return [
         Measurement(
             rival.candidate, tuple(rival.samples or ()) if not rival.reason else (), rival.reason

@@ -15,13 +15,15 @@ from engine.lower.builder import ProgramBuilder
 from engine.onnx_io import read
 from engine.ops import find
 from engine.passes import run_pipeline
+from engine.runtime import blas
 from engine.runtime.compilation import find_compiler
 from engine.tactics import Candidate, candidates
 from engine.target import describe
+from engine.tune import measuring
 from engine.tune.isolation import isolate, random_array
 from engine.tune.measuring import SAMPLES, Measurement, measure
 from engine.tune.tuning import BREADTH, tune_graph, tuning_tasks
-from tests.engine.small_models import model
+from tests.engine.small_models import graph_of, model
 
 BODY = "(float[N, 24] x, float[N, 40] r) => (float[] y) { a = MatMul (x, w) y = Add (a, r) }"
 WEIGHTS = {"w": np.arange(960, dtype=np.float32).reshape(24, 40)}
@@ -111,3 +113,29 @@ def test_tuning_measures_each_layer_once_and_then_nothing() -> None:
     assert all(item.status == "ok" and item.samples <= SAMPLES for item in records)
     assert tune_graph(graph, options, records) == []
     assert tuning_tasks(graph, BuildOptions(level=0), []) == []
+
+
+def test_numpy_is_timed_as_it_runs_beside_compiled_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With every BLAS thread it would win races that it loses in a network."""
+    controls = blas._controls()
+    if controls is None or find_compiler() is None:
+        pytest.skip("NumPy has another BLAS here, or there is no C compiler")
+    threads, write = controls
+    before, seen = threads(), set[int]()
+    timed = measuring._time
+
+    def time(rival: measuring.Rival, feeds: Any) -> int:
+        seen.add(threads())
+        return timed(rival, feeds)
+
+    monkeypatch.setattr(measuring, "_time", time)
+    write(2)
+    try:
+        body = "(float[4, 8] x) => (float[] y) { y = MatMul (x, w) }"
+        graph = graph_of(body, weights={"w": np.ones((8, 8), np.float32)})
+        run_pipeline(graph)
+        (node,) = graph.nodes
+        measure(node, candidates(node, ("c", "numpy"), {}, describe())[0][-2:], {})
+        assert seen == {1} and threads() == 2
+    finally:
+        write(before)
