@@ -163,7 +163,7 @@ def stubborn(index: int) -> Stubborn:
 
 def test_a_crash_a_hang_and_a_fault_cost_only_who_caused_them() -> None:
     module = sys.modules[__name__].__name__
-    patience = {"entrant": 1.0}
+    patience = {"entrant": 5.0}
     with MeasuringProcess(0, factory=f"{module}:stubborn", patience=patience) as process:
         found = process.measure(
             contest(entrant(), entrant(count=13), entrant(count=14), entrant(count=15), entrant())
