@@ -172,7 +172,7 @@ def test_a_crash_or_a_hang_costs_its_kernel_alone(
     )
     root = Path(__file__).parents[3]
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{root}")
-    monkeypatch.setattr(compiling, "COMPILE_SECONDS", 3.0)
+    monkeypatch.setattr(compiling, "COMPILE_SECONDS", 8.0)
     compiling._CREW.stop()
     kernels = [kernel("y[0] = 5.0f;"), kernel("/* crash */"), kernel("/* hang */"), kernel()]
     try:
@@ -182,7 +182,7 @@ def test_a_crash_or_a_hang_costs_its_kernel_alone(
     assert isinstance(found[0], Compiled)
     assert isinstance(found[3], Compiled)
     assert found[1] == Failure("compiling f ended its process with signal 11")
-    assert found[2] == Failure("compiling f took longer than 3 seconds")
+    assert found[2] == Failure("compiling f took longer than 8 seconds")
     assert len(entries(empty_cache)) == 2, "a crash or a hang is not kept"
 
 
