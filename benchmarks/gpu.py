@@ -20,7 +20,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,11 @@ from typing import Any
 import torch
 
 import engine
+from benchmarks.gpu_build import built, lines
 from benchmarks.gpu_models import MODELS, SEED, export, make
 from benchmarks.gpu_peers import PEERS, Runner, milliseconds
-from engine.tune.records import TimingRecord
+from engine.building import BuildOptions
+from engine.profile import parse_shapes
 
 CHECKED_INPUTS = 8
 LARGEST_ERROR_RATIO = 1.5
@@ -43,7 +44,7 @@ def main() -> None:
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     rows = out / "gpu.jsonl"
-    done = {(r["model"], r["batch"]) for r in _lines(rows) if r["commit"] == options.commit}
+    done = {(r["model"], r["batch"]) for r in lines(rows) if r["commit"] == options.commit}
     deadline = time.monotonic() + options.seconds
     with tempfile.TemporaryDirectory() as folder:
         for name in options.models.split(","):
@@ -70,12 +71,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=math.inf, help="Start no point after.")
     parser.add_argument("--plans", help="A folder in which to keep the plans.")
     return parser.parse_args()
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _model(
@@ -188,47 +183,14 @@ def _ours(
     options: argparse.Namespace,
     out: Path,
 ) -> tuple[_Ours, dict[str, Any]]:
-    from engine.building import BuildOptions, assemble_plan, optimise, read_model
-    from engine.profile import parse_shapes
-    from engine.tune.tuning import tune_graph, usable_records
-
-    kept = out / "timing_records.jsonl"
-    read_records = [
-        TimingRecord.from_json(line)
-        for file in (kept, *map(Path, options.records))
-        for line in _lines(file)
-    ]
-    known = usable_records(read_records, "cuda")
-    shapes = {key: tuple(feed.shape) for key, feed in feeds.items()}
-    sources = tuple(filter(None, options.tactics.split(",")))
-    start = time.perf_counter()
     build = BuildOptions(
-        target="cuda", level=options.level, tactics=sources, profile=parse_shapes(shapes)
+        target="cuda",
+        level=options.level,
+        tactics=tuple(filter(None, options.tactics.split(","))),
+        profile=parse_shapes({key: tuple(feed.shape) for key, feed in feeds.items()}),
     )
-    graph = optimise(read_model(str(path), build), build.precision)
-    read = time.perf_counter()
-    fresh = tune_graph(graph, build, known)
-    tuned = time.perf_counter()
-    plan = assemble_plan(graph, build, [*known, *fresh])
-    ended = time.perf_counter()
-    with kept.open("a", encoding="utf-8") as file:
-        for record in fresh:
-            file.write(json.dumps(record.to_json(), sort_keys=True) + "\n")
-    if options.plans:
-        plan.save(Path(options.plans) / f"{name}_{batch}.engine")
-    program = plan.program
-    facts = {
-        "read_s": read - start,
-        "tune_s": tuned - read,
-        "assemble_s": ended - tuned,
-        "build_s": ended - start,
-        "fresh_records": len(fresh),
-        "layers": len(program.layers),
-        "launches": len(program.steps),
-        "tactics": dict(Counter(layer.tactic for layer in program.layers)),
-        "sum_of_layers_ms": sum(layer.time_ns for layer in program.layers) / 1e6,
-    }
-    return _Ours(engine.load(plan), feeds, ended - start), facts
+    plan, facts = built(path, build, f"{name}_{batch}", options, out)
+    return _Ours(engine.load(plan), feeds, facts["build_s"]), facts
 
 
 def _errors(

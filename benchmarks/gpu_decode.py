@@ -17,13 +17,13 @@ import math
 import sys
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.gpu import LARGEST_ERROR_RATIO, _brief, _environment, _lines, _timed
+from benchmarks.gpu import LARGEST_ERROR_RATIO, _brief, _environment, _timed
+from benchmarks.gpu_build import built, lines
 from benchmarks.gpu_models import CONTEXT, SEED
 from benchmarks.gpu_peers import Runner
 
@@ -288,41 +288,12 @@ def _errors(session: Session, batch: int) -> dict[str, Any]:
 
 def _ours(batch: int, path: Path, options: argparse.Namespace, out: Path) -> tuple[Session, Any]:
     import engine
-    from engine.building import BuildOptions, assemble_plan, optimise, read_model
-    from engine.tune.records import TimingRecord
-    from engine.tune.tuning import tune_graph, usable_records
+    from engine.building import BuildOptions
 
-    kept = out / "timing_records.jsonl"
-    files = (kept, *map(Path, options.records))
-    found = [TimingRecord.from_json(line) for file in files for line in _lines(file)]
-    known = usable_records(found, "cuda")
     sources = tuple(filter(None, options.tactics.split(",")))
-    start = time.perf_counter()
     build = BuildOptions(target="cuda", level=options.level, tactics=sources, updates=updates())
-    graph = optimise(read_model(str(path), build), build.precision)
-    read = time.perf_counter()
-    fresh = tune_graph(graph, build, known)
-    tuned = time.perf_counter()
-    plan = assemble_plan(graph, build, [*known, *fresh])
-    ended = time.perf_counter()
-    with kept.open("a", encoding="utf-8") as file:
-        for record in fresh:
-            file.write(json.dumps(record.to_json(), sort_keys=True) + "\n")
-    if options.plans:
-        plan.save(Path(options.plans) / f"gpt2_decode_{batch}.engine")
-    program = plan.program
-    facts = {
-        "read_s": read - start,
-        "tune_s": tuned - read,
-        "assemble_s": ended - tuned,
-        "build_s": ended - start,
-        "fresh_records": len(fresh),
-        "layers": len(program.layers),
-        "launches": len(program.steps),
-        "tactics": dict(Counter(layer.tactic for layer in program.layers)),
-        "sum_of_layers_ms": sum(layer.time_ns for layer in program.layers) / 1e6,
-    }
-    return Session(engine.load(plan), batch, ended - start), facts
+    plan, facts = built(path, build, f"gpt2_decode_{batch}", options, out)
+    return Session(engine.load(plan), batch, facts["build_s"]), facts
 
 
 def _point(batch: int, options: argparse.Namespace, folder: Path, out: Path) -> dict[str, Any]:
@@ -356,7 +327,7 @@ def main() -> None:
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     rows = out / "gpu_decode.jsonl"
-    done = {row["batch"] for row in _lines(rows) if row["commit"] == options.commit}
+    done = {row["batch"] for row in lines(rows) if row["commit"] == options.commit}
     deadline = time.monotonic() + options.seconds
     for batch in map(int, options.batches.split(",")):
         if (options.resume and batch in done) or time.monotonic() > deadline:

@@ -135,6 +135,6 @@ def predicted_ns(problem: HopperProblem, tile: HopperTile, target: CudaTarget) -
     moved = 2.0 * (problem.k * (problem.m + problem.n) + problem.m * problem.n)
     moved += 2.0 * problem.m * problem.n * problem.fulls
     bound = moved / (_MEMORY * target.multiprocessors / _MULTIPROCESSORS)
-    # Blocks of a cluster wait for each other: measured 1.4 to 1.5 times as long on an H200.
+    # Blocks of a cluster wait for each other: measured 1.2 to 1.6 times as long on an H200.
     work *= 1.0 + 0.45 * (tile.cluster - 1)
     return _FIXED_NS + _FILL_NS + max(work, bound) + 0.1 * min(work, bound)
