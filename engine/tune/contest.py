@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from engine.ir.types import Array
 from engine.plan.structure import Program
 
-__all__ = ["Contest", "Entrant", "Outcome"]
+__all__ = ["Contest", "Entrant", "Outcome", "without_drift"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,3 +60,19 @@ class Outcome:
             return 0.0
         low, high = np.percentile(self.samples, [10, 50])
         return float((high - low) / max(self.time_ns, 1.0))
+
+
+def without_drift(samples: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:
+    """Samples of entrants that took turns, without what slowed or sped up a whole turn.
+
+    ``samples[i][t]`` was measured in turn ``t``; who left early has fewer. A GPU's clock moves by
+    several percent while it grows warm, for all entrants alike: each turn is divided by the median,
+    over those that took part in all turns, of their time then over their usual time. An entrant
+    alone tells nothing of the turns, so its samples are left as they are.
+    """
+    turns = max(map(len, samples), default=0)
+    lasting = np.array([item for item in samples if len(item) == turns])
+    if turns == 0 or len(lasting) < 2:
+        return [tuple(item) for item in samples]
+    pace = np.median(lasting / np.median(lasting, axis=1, keepdims=True), axis=0)
+    return [tuple(float(s / p) for s, p in zip(item, pace)) for item in samples]

@@ -32,7 +32,7 @@ from engine.plan.slots import root_of
 from engine.plan.structure import Program
 from engine.runtime.cuda_binding import CudaBinding
 from engine.runtime.cuda_engine import CudaEngine
-from engine.tune.contest import Contest, Entrant, Outcome
+from engine.tune.contest import Contest, Entrant, Outcome, without_drift
 from engine.tune.device_blocks import Blocks
 from engine.tune.isolation import random_array
 
@@ -130,7 +130,8 @@ class DeviceMeasurer:
                     reasons[place] = reason
             racing = [r for r in runners if r.place not in reasons]
             self._race(racing, contest.samples, touching)
-            samples = {runner.place: tuple(runner.samples) for runner in racing}
+            steady = without_drift([runner.samples for runner in racing])
+            samples = {runner.place: found for runner, found in zip(racing, steady)}
             return [
                 Outcome(samples.get(place, ()), reasons.get(place, ""), place not in crowded)
                 for place in range(len(contest.entrants))
