@@ -181,10 +181,16 @@ def _attention(graph: Any, call: AttentionCall, z: Mapping[str, int]) -> list[An
 
 
 class CudnnGraphs:
-    """The library on the device whose primary context is current; implements `Library`."""
+    """The library on the device whose primary context is current; implements `Library`.
 
-    def __init__(self) -> None:
+    ``rest`` is a stream that lives as long as the library; the handle is left on it after every
+    call. cuDNN asks the stream that its handle was on about its priority, and a stream of a context
+    that is gone would leave an error behind that the next user of the CUDA runtime finds.
+    """
+
+    def __init__(self, rest: int = 0) -> None:
         cudnn = frontend()
+        self.rest = rest
         self._version = int(cudnn.backend_version())
         try:
             self.handle = cudnn.create_handle()
@@ -313,9 +319,12 @@ class PreparedGraph:
         try:
             with library.lock:
                 frontend().set_stream(library.handle, stream)
-                built.graph.execute_plan_at_index(
-                    dict(zip(built.numbers, operands)), workspace, 0, handle=library.handle
-                )
+                try:
+                    built.graph.execute_plan_at_index(
+                        dict(zip(built.numbers, operands)), workspace, 0, handle=library.handle
+                    )
+                finally:
+                    frontend().set_stream(library.handle, library.rest)
         except graph_errors() as error:
             raise KernelError(f"cuDNN failed while it ran ({brief_error(error)})") from error
 

@@ -319,7 +319,7 @@ class CudaDevice:
         """A vendor's library, opened once for this device."""
         with self._lock:
             if name not in self._libraries:
-                self._libraries[name] = open_library(name)
+                self._libraries[name] = open_library(name, self.create_stream())
             return self._libraries[name]
 
 

@@ -83,9 +83,10 @@ class Library(Protocol):
         ...
 
 
-def open_library(name: LibraryName) -> Library:
+def open_library(name: LibraryName, rest: int = 0) -> Library:
     """Open a library for the device whose primary context is current in this thread.
 
+    ``rest`` is a stream that outlives the library, for handles that keep one between calls.
     Raises MissingExtraError when it is not installed and KernelError when it does not start.
     """
     if name == "cublaslt":
@@ -94,7 +95,7 @@ def open_library(name: LibraryName) -> Library:
         return CublasLt()
     from engine.cuda.cudnn_graph import CudnnGraphs
 
-    return CudnnGraphs()
+    return CudnnGraphs(rest)
 
 
 def why_no_device(target: CudaTarget) -> str:

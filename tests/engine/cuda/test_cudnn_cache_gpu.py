@@ -61,3 +61,16 @@ def test_a_graph_out_of_the_cache_computes_the_same(
     second = CudnnGraphs()
     _run(WithLibrary(device, second), candidate, node)  # type: ignore[arg-type]
     second.close()
+
+
+def test_a_stream_that_is_gone_leaves_no_error_to_others() -> None:
+    torch = pytest.importorskip("torch")
+    device = open_device()
+    device.use()
+    node = convolution("relu")
+    offered = CudnnConvolution().offers(node, {}, device.target)
+    assert isinstance(offered, list), offered.reason
+    for _ in range(3):
+        _run(device, offered[0], node)
+        made = torch.arange(8, device="cuda")  # raises for an error that another left behind
+        assert int((made + 1).sum()) == 36
