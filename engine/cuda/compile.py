@@ -73,7 +73,8 @@ def compile_kernels(
     """A cubin or a reason per kernel, in order; a kernel that spills registers is a failure.
 
     ``workers`` processes compile what the cache lacks, by default one per processor; they are kept
-    for the next call (`stop_compilers` ends them).
+    for the next call (`stop_compilers` ends them). Calls from several threads share one per
+    processor.
     ``report(done, total)`` is called in this thread, first with what the cache had. Raises
     MissingExtraError when a compiler is not installed.
     """
@@ -180,6 +181,11 @@ def _prune(folder: Path) -> None:
 
 def _compile_apart(kernel: DeviceKernel, capability: tuple[int, int], path: Path) -> Result:
     """Compile one kernel in a process of the crew, and keep the result."""
+    with _CREW.seats:
+        return _compile_seated(kernel, capability, path)
+
+
+def _compile_seated(kernel: DeviceKernel, capability: tuple[int, int], path: Path) -> Result:
     worker = _CREW.take()
     answer = worker.ask({"kernel": kernel.to_json(), "capability": list(capability)})
     if "crash" in answer:
@@ -263,6 +269,7 @@ class _Crew:
 
     def _renew(self) -> None:
         self.lock = threading.Lock()
+        self.seats = threading.BoundedSemaphore(_processors())
         self.idle: list[_Worker] = []
         self.all: set[_Worker] = set()
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -36,6 +38,9 @@ __all__ = ["DeviceTuner", "device_toolchain"]
 Shared = Sequence[tuple[int, int]]
 
 SAMPLES = 20
+#: Layers whose candidates are compiled at the same time: the slowest kernel of one must not keep
+#: processors from the next.
+AHEAD = 4
 #: Largest error of a candidate in units of the spread of a result, by its element type.
 TOLERANCES = {DType.FLOAT16: 2e-2, DType.BFLOAT16: 1e-1}
 TOLERANCE = 2e-3
@@ -63,8 +68,9 @@ class DeviceTuner:
         self.target = target
         self.process = MeasuringProcess(index, factory=factory)
         self._compile = functools.partial(compile_kernels, capability=target.capability)
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="enginefarm-tuner")
+        self._pool = ThreadPoolExecutor(AHEAD, thread_name_prefix="enginefarm-tuner")
         self._jobs: dict[str, Future[None]] = {}
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -77,16 +83,21 @@ class DeviceTuner:
     def compile(
         self, tasks: Sequence[Task], report: Callable[[int, int], None] | None = None
     ) -> None:
-        """Start compiling the kernels of all candidates, task by task; measuring follows behind.
+        """Start compiling the kernels of all candidates, in order of tasks; measuring follows.
 
-        ``report`` hears, from another thread, how many tasks are compiled and how many there are.
+        ``report`` hears, from other threads, how many tasks are compiled and how many there are.
         What a compiler refuses is left to the measurement of its candidate, which keeps the reason.
         """
-        for done, task in enumerate(tasks, 1):
-            job = self._pool.submit(self._compile_task, task)
-            self._jobs[task.signature] = job
+        done = itertools.count(1)
+
+        def compile_and_tell(task: Task) -> None:
+            self._compile_task(task)
             if report is not None:
-                self._pool.submit(report, done, len(tasks))
+                with self._lock:
+                    report(next(done), len(tasks))
+
+        for task in tasks:
+            self._jobs[task.signature] = self._pool.submit(compile_and_tell, task)
 
     def _compile_task(self, task: Task) -> None:
         kernels = {}

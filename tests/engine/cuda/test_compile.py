@@ -6,6 +6,9 @@ import os
 import stat
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -116,6 +119,31 @@ def test_results_keep_their_order_and_the_cache_serves_the_second_call(empty_cac
     assert compile_kernels(kernels, (9, 0), report=lambda *item: told.append(item)) == first
     assert told == [(5, 5)]
     assert not compiling._CREW.all, "the cache had everything, and yet a process was started"
+
+
+def test_calls_of_several_threads_share_the_processors(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, running, most = threading.Lock(), 0, 0
+
+    def seated(*_: object) -> Failure:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.01)
+        with lock:
+            running -= 1
+        return Failure("counted")
+
+    monkeypatch.setattr(compiling, "_compile_seated", seated)
+    monkeypatch.setattr(compiling, "_processors", lambda: 3)
+    monkeypatch.setattr(compiling, "_CREW", compiling._Crew())
+    kernels = [[kernel(f"y[{call}] = {i}.0f;") for i in range(8)] for call in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda items: compile_kernels(items, (9, 0)), kernels):
+            assert found == [Failure("counted")] * 8
+    assert most == 3
 
 
 def test_other_devices_and_compilers_have_entries_of_their_own(
