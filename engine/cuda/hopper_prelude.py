@@ -27,10 +27,11 @@ EF_FUNCTION void ef_fence_barriers() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 EF_FUNCTION void ef_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" :: "r"(barrier) : "memory"); }
-/* Arrives at the barrier of the same address in a block of the cluster. */
+/* Arrives at the barrier of the same address in a block of the cluster. Releasing at the scope of
+   the cluster would be a fence of the whole device; what this says is that products have read. */
 EF_FUNCTION void ef_arrive_at(uint32_t barrier, int block) {
   asm volatile("{ .reg .b32 there; mapa.shared::cluster.u32 there, %0, %1;"
-      " mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there]; }"
+      " mbarrier.arrive.shared::cluster.b64 _, [there]; }"
       :: "r"(barrier), "r"(block) : "memory"); }
 EF_FUNCTION void ef_expect(uint32_t barrier, int nbytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
