@@ -10,8 +10,10 @@
 #include <cstdint>
 #include <vector>
 
-constexpr int SHIM_BLOCK_THREADS = 384;
-constexpr uint32_t SHIM_BLOCK_SHARED = 128 << 10;
+#ifndef SHIM_BLOCK_THREADS
+#define SHIM_BLOCK_THREADS 384
+#define SHIM_BLOCK_SHARED (128u << 10)
+#endif
 enum { SHIM_LATE_LOADS = 1, SHIM_LATE_PRODUCTS = 2, SHIM_LATE_STORES = 4 };
 inline int shim_late;
 inline uint64_t shim_progress;

@@ -30,7 +30,7 @@ from tests.cuda_shim import HEADER, POISON, ShimError
 __all__ = ["run_layer", "run_product"]
 
 _GUARD = 1024
-_BLOCK_THREADS, _BLOCK_SHARED = 384, 128 << 10
+_SHARED = 256 << 10
 #: Loads, products and stores that are late (bits of 1, 2 and 4).
 _LATE = (2 | 4, 1)
 
@@ -40,6 +40,8 @@ def _library(kernel: DeviceKernel) -> ctypes.CDLL:
     """The kernel as C++; ShimError has the compiler's words."""
     source = cuda_shim._DYNAMIC.sub(r"static \2 *const \3 = (\2 *)shim_dynamic;", kernel.source)
     text = (
+        f"#define SHIM_BLOCK_THREADS {kernel.threads}\n"
+        f"#define SHIM_BLOCK_SHARED {_block_shared(kernel)}u\n"
         f'#include "{HEADER}"\n#include "{HEADER.with_name("cuda_shim_hopper.h")}"\n'
         f'#line 1 "kernel"\n{source}\nSHIM_EXPORT({kernel.entry})\n'
         f"SHIM_EXPORT_HOPPER({kernel.entry})\n"
@@ -49,6 +51,11 @@ def _library(kernel: DeviceKernel) -> ctypes.CDLL:
     library.shim_run_hopper.restype = ctypes.c_char_p
     library.shim_signature.restype = ctypes.c_char_p
     return library
+
+
+def _block_shared(kernel: DeviceKernel) -> int:
+    """Bytes from the shared memory of one block of a cluster to that of the next."""
+    return _SHARED // kernel.cluster // 1024 * 1024
 
 
 class _Memory:
@@ -116,13 +123,14 @@ def _run(
     pointers = (ctypes.c_void_p * len(cells))(*(ctypes.addressof(cell) for cell in cells))
     # The blocks of a cluster run as one block with a part of shared memory each.
     cluster = kernel.cluster
-    shared = kernel.shared_nbytes + (cluster - 1) * _BLOCK_SHARED
-    if cluster > 1 and kernel.shared_nbytes > _BLOCK_SHARED:
-        raise ShimError("the shim's clusters have blocks of 128 KiB at most")
+    apart = _block_shared(kernel)
+    shared = kernel.shared_nbytes + (cluster - 1) * apart
+    if cluster > 1 and kernel.shared_nbytes > apart:
+        raise ShimError(f"the shim's clusters of {cluster} have blocks of {apart} bytes at most")
     error = library.shim_run_hopper(
         pointers,
         (ctypes.c_uint * 3)(grid // cluster, 1, 1),
-        (ctypes.c_uint * 3)(_BLOCK_THREADS * cluster, 1, 1),
+        (ctypes.c_uint * 3)(kernel.threads * cluster, 1, 1),
         ctypes.c_uint64(shared),
         int(backwards),
         late,
