@@ -42,8 +42,9 @@ class NullDevice:
 
     ``counts`` tells how often each thing happened ("launch" for kernels that would have run,
     "captured launch" for those put into a graph, "graph launch", "upload", "download", "copy",
-    "clear", "allocate", ...), ``nbytes`` how many bytes were moved or are held, ``launches`` every
-    kernel that would have run, in order. ``fault`` makes the next wait fail, once and for all.
+    "clear", "allocate", ..., "refused" for what names nothing), ``nbytes`` how many bytes were moved
+    or are held, ``launches`` every kernel that would have run, in order. ``fault`` makes the next
+    wait fail, once and for all.
     """
 
     target: CudaTarget = field(default_factory=_default_target)
@@ -72,6 +73,7 @@ class NullDevice:
 
     def _check(self, known: bool, what: str) -> None:
         if not known:
+            self.counts["refused"] += 1
             raise DeviceError(f"the null device was given {what}")
 
     # Memory -----------------------------------------------------------------------------------

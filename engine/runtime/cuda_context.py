@@ -97,7 +97,7 @@ class CudaContext:
         """
         with contextlib.suppress(DeviceError):
             self.device.use()
-            self.device.synchronize(self.stream.handle)
+            self.stream.finish()
             for bound in self._bound.values():
                 bound.close()
         self._bound.clear()

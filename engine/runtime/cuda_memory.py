@@ -55,7 +55,13 @@ class Stream:
         self._event = device.create_event()
         self._lock = threading.Lock()
         handles = (self.handle if self.owned else None, self._event)
-        weakref.finalize(self, _close_stream, device, *handles).atexit = False
+        self._finalizer = weakref.finalize(self, _close_stream, device, *handles)
+        self._finalizer.atexit = False
+
+    def finish(self) -> None:
+        """Wait for what is on it. A collector may have given it back before what it serves."""
+        if self._finalizer.alive:
+            self.device.synchronize(self.handle)
 
     @property
     def public(self) -> int:
@@ -83,6 +89,7 @@ def _close_stream(device: Device, stream: int | None, event: int) -> None:
         device.use()
         device.destroy_event(event)
         if stream is not None:
+            device.synchronize(stream)
             device.destroy_stream(stream)
 
 

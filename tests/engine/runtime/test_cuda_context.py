@@ -242,6 +242,21 @@ def test_everything_is_given_back(make: Any) -> None:
     assert device.nbytes["held"] == 0
 
 
+@pytest.mark.parametrize("make", [chain, with_state, with_host_step, with_counters])
+def test_everything_is_given_back_in_a_cycle(make: Any) -> None:
+    """A collector may end a context's stream before the context itself."""
+    device = NullDevice()
+    context: Any = engine_of(make(), device).create_context()
+    kept = [context.run({"x": vector(size)}) for size in (5, 5, 7, 7, 5)]
+    context.itself, context.stream.context = context, context
+    with device.counting() as counted:
+        del context, kept
+        gc.collect()
+    assert counted["refused"] == 0, "something was used that was gone"
+    assert not any(device.held.values())
+    assert device.nbytes["held"] == 0
+
+
 def test_too_little_memory_says_how_much_for_what_and_what_helps() -> None:
     small = NullDevice(memory_nbytes=1000)
     with pytest.raises(DeviceMemoryError) as caught:
