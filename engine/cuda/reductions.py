@@ -72,25 +72,29 @@ def print_fold(node: Expression, name: str, width: int) -> list[str]:
     return lines
 
 
-def print_exchange(folds: Sequence[Expression], level: int, lanes: int, threads: int) -> list[str]:
+def print_exchange(
+    folds: Sequence[Expression], level: int, lanes: int, threads: int, marks: Sequence[str] = ("",)
+) -> list[str]:
     """All threads of a row get the reduction of a{level}_i[0] over them.
 
     ``lanes`` is a power of two up to a warp, or all ``threads`` of the block, in whole warps.
+    ``marks`` are what the names of the accumulators of each row taken at once end with.
     """
+    items = [(f"{level}_{i}{mark}", node) for mark in marks for i, node in enumerate(folds)]
     lines = []
-    for place, node in enumerate(folds):
-        lines += _shuffles(node, f"a{level}_{place}[0]", min(lanes, WARP))
+    for name, node in items:
+        lines += _shuffles(node, f"a{name}[0]", min(lanes, WARP))
     if lanes <= WARP:
         return lines
     warps = threads // WARP
-    for place, node in enumerate(folds):
-        lines.append(f"__shared__ {accumulator(node)} s{level}_{place}[{warps}];")
+    for name, node in items:
+        lines.append(f"__shared__ {accumulator(node)} s{name}[{warps}];")
     lines.append(f"if (lane % {WARP} == 0) {{")
-    for place in range(len(folds)):
-        lines.append(f"s{level}_{place}[lane / {WARP}] = a{level}_{place}[0];")
+    for name, _ in items:
+        lines.append(f"s{name}[lane / {WARP}] = a{name}[0];")
     lines += ["}", "__syncthreads();"]
-    for place, node in enumerate(folds):
-        lines += _gathered(node, f"a{level}_{place}[0]", f"s{level}_{place}", warps)
+    for name, node in items:
+        lines += _gathered(node, f"a{name}[0]", f"s{name}", warps)
     return lines
 
 

@@ -35,7 +35,8 @@ class RegionChoice:
 
     ``threads`` per block; ``width`` neighbouring elements per access; ``count`` vectors that a
     thread has in flight (``rows``: as many as a row needs); ``lanes`` threads that share a row
-    (``columns``: that share a column).
+    (``columns``: that share a column); ``rows`` that the same threads take at once, all of them
+    read before the first is reduced (for the form of that name, else 1).
     """
 
     form: Form
@@ -43,10 +44,11 @@ class RegionChoice:
     width: int
     count: int = 1
     lanes: int = 1
+    rows: int = 1
 
     def to_json(self) -> dict[str, Any]:
-        """The choice as a candidate's JSON."""
-        return asdict(self)
+        """The choice as a candidate's JSON; one row at once goes without saying."""
+        return {name: value for name, value in asdict(self).items() if name != "rows" or value > 1}
 
 
 @dataclass(frozen=True, slots=True)

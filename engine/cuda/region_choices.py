@@ -8,6 +8,7 @@ the number of multiprocessors for others.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from engine.cuda.region import RegionChoice, is_vector
 from engine.cuda.size_text import divides
@@ -23,11 +24,15 @@ MOST = 4
 #: Seconds: a kernel that does nothing, one trip to memory, one exchange in a warp, in a block.
 FIXED, TRIP, WARP_EXCHANGE, BLOCK_EXCHANGE = 0.9e-6, 0.6e-6, 0.09e-6, 0.06e-6
 CLOCK = 1.7e9
-#: Bytes per second and multiprocessor.
-BANDWIDTH = 4.3e12 / 132
+#: Bytes per second and multiprocessor, from memory and from the first-level cache.
+BANDWIDTH, CACHE = 4.3e12 / 132, 96 * CLOCK
+#: Blocks begin one after another, and so do their warps: seconds each (measured on an H200).
+BLOCK, STARTED_WARP = 1.28e-9, 0.31e-9
 #: Elements of a row that a thread keeps, over all arrays it keeps them in.
 MOST_KEPT = 96
 WARP = 32
+#: Rows for each multiprocessor from which on threads may take several at once.
+PLENTY = 8
 
 
 def choices(region: Region, point: Mapping[str, int], target: CudaTarget) -> list[RegionChoice]:
@@ -36,20 +41,23 @@ def choices(region: Region, point: Mapping[str, int], target: CudaTarget) -> lis
     if not any(node.function in REDUCTIONS for node in nodes):
         return _flat(region, point, target)
     found: dict[RegionChoice, float] = {}
+    rows = _at(product(region.space[:-1]), point)
     if _prefers_columns(region):
         return _columns(region, point, target)
     for width in _widths(region)[:2]:
         for choice in _rows(region, width, _at(region.space[-1], point)):
-            found[choice] = _row_cost(region, choice, point, target)
+            if choice.rows == 1 or rows >= PLENTY * target.multiprocessors:
+                found[choice] = _row_cost(region, choice, point, target)
     ranked = sorted(found, key=lambda item: (found[item], -item.width, str(item)))
-    return _diverse(ranked)
+    return _diverse(ranked, 1 if rows >= PLENTY * target.multiprocessors else 2)
 
 
-def _diverse(ranked: list[RegionChoice]) -> list[RegionChoice]:
-    """The first few, no more than two of them with as many threads to a row."""
+def _diverse(ranked: list[RegionChoice], most: int) -> list[RegionChoice]:
+    """The first few, at most so many of them with as many threads to a row and rows at once."""
     found: list[RegionChoice] = []
     for choice in ranked:
-        if sum(item.lanes == choice.lanes for item in found) < 2 and len(found) < MOST:
+        alike = [item for item in found if item.lanes == choice.lanes and item.rows == choice.rows]
+        if len(alike) < most and len(found) < MOST:
             found.append(choice)
     return found
 
@@ -113,13 +121,36 @@ def _rows(region: Region, width: int, usual: int) -> list[RegionChoice]:
             if (count - 1) * lanes * width >= length:
                 continue  # fewer vectors would do
             for threads in (lanes,) if lanes > WARP else (128, 256, max(lanes, WARP)):
-                found.append(RegionChoice("rows", threads, width, count, lanes))
+                choice = RegionChoice("rows", threads, width, count, lanes)
+                found += [choice, *_several(region, choice)]
     if not found:  # too long for registers, or of any length
         for lanes in (8, WARP, 128, 256, 512, 1024):
             count = max(1, min(4, 32 // (width * kept)))
             if lanes == 8 or lanes * width < 2 * usual:
                 found.append(RegionChoice("passes", max(lanes, 128), width, count, lanes))
     return found
+
+
+def _several(region: Region, choice: RegionChoice) -> list[RegionChoice]:
+    """The choice with several rows at once, where registers hold what is in flight of all."""
+    found = [replace(choice, rows=rows) for rows in (2, 4)]
+    most = min(128, 65536 // max(256, choice.threads) - 16)
+    return [item for item in found if _registers(region, item) <= most]
+
+
+def _registers(region: Region, choice: RegionChoice) -> int:
+    """What a thread holds, about: loads of all rows as they lie in memory, values of each row."""
+    axis = len(region.space) - 1
+    along = [load for load in region.loads if load.strides[axis] != 0]
+    moving = [load for load in along if _moves(load, axis)]
+    nbytes = sum(load.dtype.nbytes * (choice.rows if load in moving else 1) for load in along)
+    return 32 + choice.count * choice.width * (nbytes + 4 * choice.rows) // 4
+
+
+def _moves(load: Load, axis: int) -> bool:
+    """Whether a load may differ from row to row."""
+    steps = any(stride != 0 for stride in load.strides[:axis])
+    return steps or load.gather is not None or bool(load.bounds)
 
 
 def _lanes(least: int) -> int:
@@ -136,19 +167,25 @@ def _row_cost(
     depth, processors = _depth(region), target.multiprocessors
     passes = 1 if choice.form == "rows" else depth + 1
     trips = -(-length // (choice.lanes * choice.width))  # vectors of one thread
-    own = trips * choice.width * (len(nodes) + 4) * passes
-    blocks = -(-rows * choice.lanes // choice.threads)
+    own = trips * choice.width * (len(nodes) + 4) * passes  # instructions for a row
+    blocks = -(-rows * choice.lanes // (choice.threads * choice.rows))
     registers = 40 + choice.count * choice.width * _kept(region)
-    resident = max(1, min(2048, 65536 // registers) // choice.threads)
+    if choice.form == "rows":
+        registers = _registers(region, choice)
+    resident = max(1, min(32, min(2048, 65536 // registers) // choice.threads))
     waves = -(-blocks // (processors * resident))
     busy = min(1.0, blocks / processors)
     issue = rows * choice.lanes / WARP * own / (processors * 4 * CLOCK * busy)
-    moved = rows * length * _row_bytes(region) / (BANDWIDTH * processors * min(1.0, 2 * busy))
+    moving, shared = _row_nbytes(region)
+    moved = rows * length * moving / (BANDWIDTH * processors * min(1.0, 2 * busy))
+    near = rows * length * (moving + shared / choice.rows) / (CACHE * processors * busy)
     rounds = waves * passes * -(-trips // choice.count)
     exchanges = depth * WARP_EXCHANGE * (min(choice.lanes, WARP).bit_length() - 1) / 5
     if choice.lanes > WARP:
         exchanges += depth * BLOCK_EXCHANGE * (1 + choice.lanes / 512)
-    return FIXED + max(moved, issue, rounds * TRIP) + TRIP + waves * exchanges + own / CLOCK
+    begun = blocks * max(BLOCK, STARTED_WARP * choice.threads / WARP)
+    bound = max(moved, near, issue, rounds * TRIP, begun)
+    return FIXED + bound + TRIP + waves * exchanges + choice.rows * own / CLOCK
 
 
 def _kept(region: Region) -> int:
@@ -156,9 +193,13 @@ def _kept(region: Region) -> int:
     return 1 + sum(load.strides[-1] != 0 for load in region.loads)
 
 
-def _row_bytes(region: Region) -> int:
-    loads = sum(x.dtype.nbytes for x in region.loads if x.strides[-1] != 0)
-    return loads + sum(s.value.dtype.nbytes for s in region.stores if s.strides[-1] != 0)
+def _row_nbytes(region: Region) -> tuple[int, int]:
+    """Bytes for each point of a row that come from memory or go there, and of what rows share."""
+    axis = len(region.space) - 1
+    along = [load for load in region.loads if load.strides[axis] != 0]
+    moving = sum(load.dtype.nbytes for load in along if _moves(load, axis))
+    moving += sum(s.value.dtype.nbytes for s in region.stores if s.strides[axis] != 0)
+    return moving, sum(load.dtype.nbytes for load in along if not _moves(load, axis))
 
 
 def _depth(region: Region) -> int:

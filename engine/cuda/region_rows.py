@@ -1,8 +1,9 @@
-"""Regions point by point, and by rows: a row in registers, or in several passes over memory."""
+"""Regions point by point, and by rows: in registers, or in several passes over memory."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from engine.cuda.c_expression import print_statements, storage_type, value_type
 from engine.cuda.reductions import (
@@ -24,6 +25,7 @@ from engine.ops.region import Region
 __all__ = ["FlatPrinter", "RowPrinter"]
 
 WARP = 32
+Item = TypeVar("Item")
 
 
 class FlatPrinter(Printer):
@@ -99,7 +101,10 @@ class FlatPrinter(Printer):
 
 
 class RowPrinter(Printer):
-    """``lanes`` threads share a row; forms "rows" and "passes"."""
+    """``lanes`` threads share a row; forms "rows" and "passes".
+
+    With several rows at once everything that belongs to row k carries its number.
+    """
 
     def __init__(
         self, region: Region, choice: RegionChoice, sizes: SizeText, constants: frozenset[int]
@@ -110,7 +115,9 @@ class RowPrinter(Printer):
             raise ValueError("a row is shared by a part of a warp or by a whole block")
         if not divides(choice.width, self.length):
             raise ValueError(f"rows of {self.length} are not made of vectors of {choice.width}")
-        self.step = choice.lanes * choice.width
+        if choice.rows > 1 and choice.form != "rows":
+            raise ValueError("only rows in registers are taken several at once")
+        self.step, self.row = choice.lanes * choice.width, 0
         if choice.form == "rows":
             most = sizes.greatest(self.length)
             if most > 1 << 20:
@@ -126,7 +133,12 @@ class RowPrinter(Printer):
     def grid(self) -> tuple[Dim, ...]:
         """Blocks that cover all rows."""
         rows = product(self.region.space[:-1])
-        return (ceildiv(rows, self.choice.threads // self.lanes),)
+        return (ceildiv(rows, self.choice.rows * (self.choice.threads // self.lanes)),)
+
+    @property
+    def mark(self) -> str:
+        """What the names of the row at hand end with, nothing for the only one."""
+        return f"k{self.row}" if self.choice.rows > 1 else ""
 
     @property
     def exact(self) -> bool:
@@ -135,11 +147,19 @@ class RowPrinter(Printer):
 
     def axis(self, axis: int) -> str:
         """Indices of the row are the thread's; j is the first point of vector u."""
-        return "j[u]" if axis == self.last else f"i{axis}"
+        return "j[u]" if axis == self.last else f"i{axis}{self.mark}"
 
     def scalar(self, place: int) -> str:
         """Loads that do not change along the row are made once."""
-        return f"r{place}[0]"
+        return f"{self.held(place)}[0]"
+
+    def held(self, place: int) -> str:
+        """Loads that are the same for every row are held once."""
+        return f"r{place}{self.mark if self.moves(place) else ''}"
+
+    def moves(self, place: int) -> bool:
+        """Whether a load differs from row to row."""
+        return any(self.load_varies(place, axis) for axis in range(self.last))
 
     # ---- passes -------------------------------------------------------------------------------
 
@@ -178,36 +198,69 @@ class RowPrinter(Printer):
     # ---- text ---------------------------------------------------------------------------------
 
     def body(self) -> None:
-        """The row's place, its loads, a pass per level of reductions."""
-        lanes, each = self.lanes, self.choice.threads // self.lanes
-        rows = self.size(product(self.region.space[:-1]))
-        self.put(f"const int lane = (int)threadIdx.x % {lanes};")
-        self.put(f"ef_index row = (ef_index)blockIdx.x * {each} + (int)threadIdx.x / {lanes};")
-        self.put(f"const bool live = row < {rows};", f"row = live ? row : {rows} - 1;")
-        self.indices("row", self.last, "const ef_index i{axis}")
+        """The places of the rows, all loads, then for each row a pass per level of reductions."""
+        self.put(f"const int lane = (int)threadIdx.x % {self.lanes};")
+        for _ in self.taken(range(self.choice.rows)):
+            self.begin()
         self.put(f"ef_index j[{self.count}];")
         if not self.exact:
             self.put(f"bool in[{self.count}];")
         everything = self.needed(self.roots)
         scalars = [p for p in everything if not self.load_varies(p, self.last)]
         along = [p for p in everything if p not in scalars] if self.choice.form == "rows" else []
-        self.put(*(f"{storage_type(self.region.loads[p].dtype)} r{p}[1];" for p in scalars))
-        self.declare(along, self.count)
+        for place in self.issued(scalars):
+            kind = storage_type(self.region.loads[place].dtype)
+            self.put(f"{kind} {self.held(place)}[1];")
+        for place in self.issued(along):
+            self.declare([place], self.count)
         if self.choice.form == "rows":
             self.places("0")
-            for node, name in self.buffers.items():
-                self.put(f"{value_type(node.dtype)} {name}[{self.count}][{self.width}];")
-        for place in filter(self.early, [*scalars, *along]):
+            for _ in self.taken(range(self.choice.rows)):
+                self.declare_buffers()
+        loads = [*scalars, *along]
+        for place in self.issued(filter(self.early, loads)):
             self.fetch_row(place, scalars)
         self.wait()
-        for place in [*scalars, *along]:
-            if not self.early(place):
-                self.fetch_row(place, scalars)
-        known: dict[Expression, str] = {}
+        for place in self.issued(place for place in loads if not self.early(place)):
+            self.fetch_row(place, scalars)
+        known: list[dict[Expression, str]] = [{} for _ in range(self.choice.rows)]
         for level in range(self.depth + 1):
-            self.invariants(level, known)
             self.one_pass(level, known)
-        self.stores_once(known)
+        for names in self.taken(known):
+            self.stores_once(names)
+
+    def begin(self) -> None:
+        """Where the row at hand lies; threads past the end take the last row and store nothing."""
+        lanes, count, mark = self.lanes, self.choice.rows, self.mark
+        each, rows = self.choice.threads // lanes, self.size(product(self.region.space[:-1]))
+        block = f"((ef_index)blockIdx.x * {count} + {self.row})" if mark else "(ef_index)blockIdx.x"
+        self.put(f"ef_index row{mark} = {block} * {each} + (int)threadIdx.x / {lanes};")
+        self.put(f"const bool live{mark} = row{mark} < {rows};")
+        self.put(f"row{mark} = live{mark} ? row{mark} : {rows} - 1;")
+        if mark:
+            self.put(*(f"ef_index i{axis}{mark};" for axis in range(self.last)), "{")
+            self.indices(f"row{mark}", self.last, f"i{{axis}}{mark}")
+            self.put("}")
+        else:
+            self.indices("row", self.last, "const ef_index i{axis}")
+
+    def taken(self, items: Iterable[Item]) -> Iterator[Item]:
+        """An item for each row taken at once, which is at hand meanwhile."""
+        for row, item in enumerate(items):
+            self.row = row
+            yield item
+
+    def issued(self, places: Iterable[int]) -> Iterator[int]:
+        """Loads in the order of issue, their row at hand: what rows share once, then row by row."""
+        wanted = list(places)
+        for row in self.taken(range(self.choice.rows)):
+            yield from (place for place in wanted if row == 0 or self.moves(place))
+
+    def declare_buffers(self) -> None:
+        """Arrays for values of a row that later passes use."""
+        for node, name in self.buffers.items():
+            kind = value_type(node.dtype)
+            self.put(f"{kind} {name}{self.mark}[{self.count}][{self.width}];")
 
     def fetch_row(self, place: int, scalars: Sequence[int]) -> None:
         """Issue a load: once, or for every vector of the row."""
@@ -235,19 +288,32 @@ class RowPrinter(Printer):
             and node not in known
             and node.function not in REDUCTIONS
         ]
-        lines, _ = print_statements(ready, self.leaf, prefix="v", known=known)
+        lines, _ = print_statements(ready, self.leaf, prefix=f"v{self.mark}", known=known)
         self.put(*lines)
 
-    def one_pass(self, level: int, known: dict[Expression, str]) -> None:
-        """Fold the reductions of a level, or store."""
+    def one_pass(self, level: int, known: Sequence[dict[Expression, str]]) -> None:
+        """Fold the reductions of a level in every row, or store; ``known`` is row by row."""
+        folds = self.folds(level)
+        for names in self.taken(known):
+            self.invariants(level, names)
+            if level < self.depth or self.along():
+                self.along_row(level, names)
+        if folds:
+            marks = [self.mark for _ in self.taken(known)]
+            self.put(*print_exchange(folds, level, self.lanes, self.choice.threads, marks))
+        for names in self.taken(known):
+            for place, node in enumerate(folds):
+                names[node] = f"f{level}_{place}{self.mark}"
+                value = finished(node, f"a{level}_{place}{self.mark}[0]")
+                self.put(f"const {value_type(node.dtype)} {names[node]} = {value};")
+
+    def along_row(self, level: int, known: dict[Expression, str]) -> None:
+        """What each thread does for a level along the row at hand."""
         folds, loads = self.folds(level), self.loads_of(level)
-        if level == self.depth and not self.along():
-            return
         for place, node in enumerate(folds):
-            kind = accumulator(node)
-            self.put(f"{kind} a{level}_{place}[{self.width}];", "#pragma unroll")
-            self.put(f"for (int e = 0; e < {self.width}; ++e) a{level}_{place}[e] = ")
-            self.put(f"{neutral(node)};")
+            name = f"a{level}_{place}{self.mark}"
+            self.put(f"{accumulator(node)} {name}[{self.width}];", "#pragma unroll")
+            self.put(f"for (int e = 0; e < {self.width}; ++e) {name}[e] = {neutral(node)};")
         if self.choice.form == "passes":
             step = self.step * self.count
             self.put(f"for (ef_index base = 0; base < {self.size(self.length)}; base += {step}) {{")
@@ -257,7 +323,8 @@ class RowPrinter(Printer):
                 self.fetch(load, self.count)
         guard = "" if self.exact else "if (in[u]) "
         if level == self.depth:
-            guard = "if (live) " if self.exact else "if (live && in[u]) "
+            live = f"live{self.mark}"
+            guard = f"if ({live}) " if self.exact else f"if ({live} && in[u]) "
         self.put("#pragma unroll", f"for (int u = 0; u < {self.count}; ++u) {guard}{{")
         self.decode(loads)
         names = {**known, **self._earlier(level)}
@@ -270,19 +337,12 @@ class RowPrinter(Printer):
         if self.choice.form == "passes":
             self.put("}")
         for place, node in enumerate(folds):
-            name = f"a{level}_{place}"
-            self.put(*print_fold(node, name, self.width))
-        if folds:
-            self.put(*print_exchange(folds, level, self.lanes, self.choice.threads))
-        for place, node in enumerate(folds):
-            known[node] = f"f{level}_{place}"
-            value = finished(node, f"a{level}_{place}[0]")
-            self.put(f"const {value_type(node.dtype)} f{level}_{place} = {value};")
+            self.put(*print_fold(node, f"a{level}_{place}{self.mark}", self.width))
 
     def _earlier(self, level: int) -> dict[Expression, str]:
         """Buffered values that passes before this one computed."""
         done = {node for plan in self.plans[:level] for node in plan}
-        return {node: f"{name}[u][e]" for node, name in self.buffers.items() if node in done}
+        return {n: f"{name}{self.mark}[u][e]" for n, name in self.buffers.items() if n in done}
 
     def fold(self, level: int, folds: Sequence[Expression], names: dict[Expression, str]) -> None:
         """Take vector u into the reductions of a level, and keep what later passes use."""
@@ -292,9 +352,9 @@ class RowPrinter(Printer):
         self.put(*lines)
         for node, name in self.buffers.items():
             if node in self.plans[level]:
-                self.put(f"{name}[u][e] = {names[node]};")
+                self.put(f"{name}{self.mark}[u][e] = {names[node]};")
         for place, (node, text) in enumerate(zip(folds, texts, strict=True)):
-            target = f"a{level}_{place}[e]"
+            target = f"a{level}_{place}{self.mark}[e]"
             self.put(f"{target} = {combine(node, target, f'({accumulator(node)}){text}')};")
         self.put("}")
 
@@ -302,7 +362,7 @@ class RowPrinter(Printer):
         """Values that are the same along the row, by its first thread."""
         once = [i for i in range(len(self.roots)) if i not in self.along()]
         if once:
-            self.put("if (live && lane == 0) {")
+            self.put(f"if (live{self.mark} && lane == 0) {{")
             for index in once:
                 text = self.written(index, known[self.roots[index]])
                 self.put(f"{self.target(index)} = {text};")

@@ -192,12 +192,17 @@ class Printer:
         """What loads in flight are held in."""
         for place in places:
             load, mode = self.region.loads[place], self.mode(place)
+            name = self.held(place)
             if mode == "vector":
-                self.put(f"uint32_t r{place}[{count}][{word_count(load.dtype, self.width)}];")
+                self.put(f"uint32_t {name}[{count}][{word_count(load.dtype, self.width)}];")
             elif mode == "elements":
-                self.put(f"{storage_type(load.dtype)} r{place}[{count}][{self.width}];")
+                self.put(f"{storage_type(load.dtype)} {name}[{count}][{self.width}];")
             else:
-                self.put(f"{storage_type(load.dtype)} r{place}[{count}];")
+                self.put(f"{storage_type(load.dtype)} {name}[{count}];")
+
+    def held(self, place: int) -> str:
+        """The array that a load in flight is held in."""
+        return f"r{place}"
 
     def fetch(self, place: int, count: int) -> None:
         """Issue one load for every vector."""
@@ -214,7 +219,9 @@ class Printer:
             if self.tail and width > 1:
                 self.put(f"if (j[u] + e >= {self.size(self.region.space[self.last])}) continue;")
         more = " + e" if mode == "elements" and width > 1 else ""
-        target = {"elements": f"r{place}[u][e]", "scalar": self.scalar(place)}.get(mode, "")
+        target = {"elements": f"{self.held(place)}[u][e]", "scalar": self.scalar(place)}.get(
+            mode, ""
+        )
         position, condition = self.load_position(place, more, index), self.inside(place, more)
         if condition:
             self.put(f"if ({condition}) {{")
@@ -231,7 +238,7 @@ class Printer:
                     "#pragma unroll",
                     f"for (int e = 0; e < {width}; ++e)",
                     f"fill[e] = {print_number(load.fill, load.dtype)};",
-                    f"ef_encode<{kind_text(load.dtype)}, {width}>(fill, r{place}[u]);",
+                    f"ef_encode<{kind_text(load.dtype)}, {width}>(fill, {self.held(place)}[u]);",
                 )
             else:
                 self.put(f"{target} = {fill};")
@@ -241,14 +248,14 @@ class Printer:
 
     def fetch_words(self, place: int, position: str) -> None:
         """Issue one access of a whole vector."""
-        load, width = self.region.loads[place], self.width
-        call = f"ef_fetch<{load.dtype.nbytes * width}>(p{load.operand} + {position}, r{place}[u])"
+        load, width, name = self.region.loads[place], self.width, self.held(place)
+        call = f"ef_fetch<{load.dtype.nbytes * width}>(p{load.operand} + {position}, {name}[u])"
         if self.tail and width > 1:
             count = f"{self.size(self.region.space[self.last])} - j[u]"
             part = f"ef_fetch_part<{kind_text(load.dtype)}, {width}>"
             call = (
                 f"if (whole[u]) {call}; else {part}(p{load.operand} + {position}, "
-                f"(int)({count}), r{place}[u])"
+                f"(int)({count}), {name}[u])"
             )
         self.put(f"{call};")
 
@@ -259,19 +266,19 @@ class Printer:
             return None
         return {
             "scalar": self.scalar(gather.load),
-            "elements": f"r{gather.load}[u][e]",
+            "elements": f"{self.held(gather.load)}[u][e]",
             "vector": f"ef_pick<{kind_text(self.region.loads[gather.load].dtype)}, {self.width}>"
-            f"(r{gather.load}[u], e)",
+            f"({self.held(gather.load)}[u], e)",
         }[self.mode(gather.load)]
 
     def decode(self, places: Sequence[int]) -> None:
         """The values of vector loads of vector u."""
         for place in places:
             if self.mode(place) == "vector":
-                dtype = self.region.loads[place].dtype
+                dtype, name = self.region.loads[place].dtype, self.held(place)
                 self.put(
                     f"{value_type(dtype)} x{place}[{self.width}];",
-                    f"ef_decode<{kind_text(dtype)}, {self.width}>(r{place}[u], x{place});",
+                    f"ef_decode<{kind_text(dtype)}, {self.width}>({name}[u], x{place});",
                 )
 
     def leaf(self, node: Expression) -> str:
@@ -283,13 +290,13 @@ class Printer:
         dtype = self.region.loads[place].dtype
         return {
             "vector": f"x{place}[e]",
-            "elements": read_text(dtype, f"r{place}[u][e]"),
+            "elements": read_text(dtype, f"{self.held(place)}[u][e]"),
             "scalar": read_text(dtype, self.scalar(place)),
         }[self.mode(place)]
 
     def scalar(self, place: int) -> str:
         """What holds a load that is made once per vector."""
-        return f"r{place}[u]"
+        return f"{self.held(place)}[u]"
 
     # ---- results ------------------------------------------------------------------------------
 

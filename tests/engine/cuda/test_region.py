@@ -120,6 +120,46 @@ def test_rows_of_a_profile_run_by_one_kernel() -> None:
         agree(region, arrays, 4e-3, [choice], {"n": rows}, ranges={"n": (1, 4096)})
 
 
+@pytest.mark.parametrize(
+    "choice",
+    [
+        RegionChoice("rows", 32, 8, 1, 16, 2),
+        RegionChoice("rows", 64, 4, 1, 32, 4),
+        RegionChoice("rows", 64, 2, 1, 64, 2),
+    ],
+)
+def test_rows_taken_at_once(choice: RegionChoice) -> None:
+    n = symbol("n")
+    region = layer_norm(n, 128, H)
+    weights = [random_array(i, H, 128) for i in (2, 3)]
+    for rows in (1, 7, 20):  # the last block lacks some
+        arrays = [random_array(i, H, rows, 128) for i in (0, 1)]
+        options = {"constants": frozenset({2, 3}), "ranges": {"n": (1, 4096)}}
+        agree(region, [*arrays, *weights], 4e-3, [choice], {"n": rows}, **options)
+
+
+def test_gathered_rows_taken_at_once() -> None:
+    rows = Load(1, H, 0, (0, 1), gather=Gather(0, 64, 9))
+    total = cast(load(1, H), F)
+    value = call("subtract", total, call("row_max", total))
+    shape = (6, 64)
+    store = Store(cast(value, H), 0, shape, 0, (64, 1))
+    largest = Store(cast(call("row_max", total), H), 1, (6,), 0, (1, 0))
+    region = Region(shape, (Load(0, DType.INT64, 0, (1, 0)), rows), (store, largest))
+    arrays = [np.array([3, 0, 8, -1, 5, 3]), random_array(1, H, 9, 64)]
+    agree(region, arrays, 0, [RegionChoice("rows", 32, 8, 1, 8, 4)])
+
+
+def test_many_rows_are_taken_several_at_once_by_blocks_of_several() -> None:
+    assert isinstance(H200, CudaTarget)
+    found = choices(simplified(layer_norm(16384, 384, H)), {}, H200)
+    assert any(choice.rows > 1 for choice in found)
+    # Blocks begin one after another: with one row each that alone would take 21 us.
+    assert all(choice.rows * choice.threads >= 2 * choice.lanes for choice in found)
+    few = choices(simplified(layer_norm(128, 384, H)), {}, H200)
+    assert all(choice.rows == 1 and "rows" not in choice.to_json() for choice in few)
+
+
 def softmax(scores: Expression) -> Expression:
     e = call("exp", call("subtract", scores, call("row_max", scores)))
     return call("divide", e, call("row_sum", e))
@@ -131,6 +171,8 @@ def softmax(scores: Expression) -> Expression:
         RegionChoice("rows", 64, 1, 7, 8),
         RegionChoice("rows", 96, 1, 1, 96),
         RegionChoice("rows", 512, 1, 1, 512),
+        RegionChoice("rows", 32, 1, 7, 8, 2),
+        RegionChoice("rows", 64, 1, 1, 64, 4),
         RegionChoice("passes", 64, 1, 3, 64),
         RegionChoice("passes", 32, 1, 2, 4),
     ],
