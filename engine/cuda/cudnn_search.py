@@ -101,7 +101,8 @@ def listed(
     """A graph, and (index, (engine, knobs)) of what the heuristics propose, the likeliest first.
 
     Engines whose results differ from run to run, or that round inputs or sums to narrower types,
-    are left out, as are those that are Python code of the frontend.
+    are left out, as are those that are Python code of the frontend. Knobs that the frontend has no
+    name for cannot be set again; they keep their defaults, and what differs in them only is one.
     """
     graph, _ = build_graph(call, sizes, handle, **options)
     graph.validate()
@@ -114,7 +115,7 @@ def listed(
         notes.REDUCED_PRECISION_REDUCTION,
     ]
     graph.deselect_numeric_notes(unwanted)
-    choices = []
+    choices: list[tuple[int, tuple[int, dict[str, int]]]] = []
     for index in range(graph.get_execution_plan_count()):
         try:
             engine, knobs = graph.get_engine_and_knobs_at_index(index)
@@ -122,5 +123,7 @@ def listed(
             continue
         if 0 <= engine <= MOST_ENGINE:
             named = {knob.name: int(value) for knob, value in (knobs or {}).items()}
-            choices.append((index, (int(engine), named)))
+            named.pop("NOT_SET", None)
+            if all(known != (int(engine), named) for _, known in choices):
+                choices.append((index, (int(engine), named)))
     return graph, choices

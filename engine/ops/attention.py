@@ -17,6 +17,7 @@ from engine.ops.dtype_codes import dtype_of_code
 from engine.ops.operator import Operator, register, tensor
 from engine.ops.precision import rounded, widened
 from engine.ops.shapes import agree, unknown, unknown_shape
+from engine.ops.softmax import peak
 
 __all__ = ["Attention", "split_heads", "weigh_values"]
 
@@ -55,7 +56,7 @@ def weigh_values(weights: Array, v: Array) -> Array:
 
 def attention_weights(scores: Array) -> Array:
     """Softmax over the last axis; zeros where every score is minus infinity."""
-    greatest = np.max(scores, axis=-1, keepdims=True, initial=-np.inf)
+    greatest = peak(scores, -1)
     with np.errstate(invalid="ignore"):
         powers = np.exp(scores - np.where(np.isneginf(greatest), 0, greatest))
     total = np.sum(powers, axis=-1, keepdims=True)

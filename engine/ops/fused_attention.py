@@ -13,6 +13,7 @@ from engine.ir.types import Array, DType, Operand, TensorType, Type
 from engine.ops.arrays import as_array
 from engine.ops.operator import DOMAIN, Operator, register
 from engine.ops.region import solve_symbols
+from engine.ops.softmax import peak
 
 __all__ = [
     "DTYPES",
@@ -116,7 +117,7 @@ class FusedAttention(Operator):
         if last is not None:
             scores = np.where(np.arange(keys) <= last, scores, np.float32("-inf"))
         with np.errstate(invalid="ignore"):
-            scores = scores - scores.max(-1, keepdims=True, initial=-np.inf)
+            scores = scores - peak(scores, -1)
             weights = np.exp(scores)
             weights /= weights.sum(-1, keepdims=True)
         if self.guarded:

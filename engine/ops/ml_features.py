@@ -13,6 +13,7 @@ from engine.ops.arrays import as_array
 from engine.ops.operator import Operator, register
 from engine.ops.score_transforms import ML
 from engine.ops.shapes import same_as
+from engine.ops.softmax import peak
 
 __all__ = [
     "ArrayFeatureExtractor",
@@ -134,7 +135,7 @@ class Normalizer(Operator):
     def meaning(self, x: Array, /) -> Array:
         wide, axis = x.astype(np.float64), -1 if x.ndim < 2 else 1
         if self.norm == "MAX":
-            divisor = wide.max(axis=axis, keepdims=True, initial=-np.inf)
+            divisor = peak(wide, axis)
         elif self.norm == "L1":
             divisor = np.abs(wide).sum(axis=axis, keepdims=True)
         elif self.norm == "L2":

@@ -12,6 +12,7 @@ import numpy as np
 from engine.ir.sizes import Dim
 from engine.ir.types import Array, DType, Operand, TensorType, Type
 from engine.ops.arrays import as_array
+from engine.ops.softmax import peak
 from engine.ops.strings import string_array
 
 __all__ = [
@@ -39,13 +40,13 @@ def logistic(x: Array) -> Array:
 
 def softmax(x: Array) -> Array:
     """Exponentials divided by their sum, per row."""
-    shifted = np.exp(x - x.max(axis=-1, keepdims=True, initial=-np.inf))
+    shifted = np.exp(x - peak(x, -1))
     return as_array(shifted / shifted.sum(axis=-1, keepdims=True))
 
 
 def softmax_zero(x: Array) -> Array:
     """Softmax in which zeros stay (nearly) zero; a row of zeros only becomes 0.5 throughout."""
-    top = x.max(axis=-1, keepdims=True, initial=-np.inf)
+    top = peak(x, -1)
     shifted = np.where(np.abs(x) > _NEAR_ZERO, np.exp(x - top), x * np.exp(-top))
     total = shifted.sum(axis=-1, keepdims=True)
     return np.where(total == 0, 0.5, shifted / np.where(total == 0, 1, total))
