@@ -7,6 +7,7 @@ stride is one, zero or any; sizes, offsets and strides are run-time arguments.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -54,6 +55,10 @@ class StoreForm:
     output: int
     value: Expression
     inner: str
+
+
+#: Sizes that may be negative, for an axis that is read backwards.
+_SIGNED = re.compile(r"load\d+_(offset|stride\d+)")
 
 
 @register
@@ -138,6 +143,15 @@ class RegionKernel(Kernel):
             names += [f"store{place}_offset", *(f"store{place}_stride{axis}" for axis in axes)]
         return tuple(names)
 
+    def named(self, sizes: Sequence[int]) -> dict[str, int]:
+        """The sizes by name; where a load begins and its strides may be negative."""
+        names = self.size_names
+        if min(sizes, default=0) < 0 and len(sizes) == len(names):
+            pairs = zip(names, sizes)
+            Kernel.named(self, [abs(n) if _SIGNED.fullmatch(name) else n for name, n in pairs])
+            return dict(zip(names, (int(size) for size in sizes), strict=True))
+        return Kernel.named(self, sizes)
+
     def load_varies(self, place: int) -> bool:
         """Whether a load's value changes along the last axis."""
         item, last = self.loads[place], self.rank - 1
@@ -173,7 +187,9 @@ class RegionKernel(Kernel):
                 low, high = int(str(bound.low)), int(str(bound.high))
                 counts[bound.axis] = min(high, space[bound.axis]) - low
             if min(counts) > 0:
-                reach = _reach(item.offset, counts, item.strides)
+                least, reach = _span(item.offset, counts, item.strides)
+                if least < 0:
+                    raise ValueError(f"region: a load reads {-least} elements before its operand")
                 if item.gather is not None:
                     bound_, stride = int(str(item.gather.bound)), int(str(item.gather.stride))
                     if bound_ < 1:
@@ -182,7 +198,7 @@ class RegionKernel(Kernel):
                 found[item.operand] = max(found[item.operand], reach)
         for store in region.stores:
             place = self.inputs + store.output
-            found[place] = max(found[place], _reach(store.offset, space, store.strides))
+            found[place] = max(found[place], _span(store.offset, space, store.strides)[1])
         return tuple(found)
 
     def scratch_nbytes(self, sizes: Sequence[int]) -> int:
@@ -232,9 +248,11 @@ class RegionKernel(Kernel):
         return Region(space, tuple(loads), tuple(stores))
 
 
-def _reach(offset: Any, counts: Sequence[int], strides: Sequence[Any]) -> int:
-    steps = sum((count - 1) * int(stride) for count, stride in zip(counts, strides, strict=True))
-    return int(offset) + steps + 1
+def _span(offset: Any, counts: Sequence[int], strides: Sequence[Any]) -> tuple[int, int]:
+    """The first element of an access and the one behind its last."""
+    ways = [(count - 1) * int(stride) for count, stride in zip(counts, strides, strict=True)]
+    least = int(offset) + sum(way for way in ways if way < 0)
+    return least, int(offset) + sum(way for way in ways if way > 0) + 1
 
 
 def _check(kernel: RegionKernel) -> None:

@@ -6,18 +6,21 @@ from collections.abc import Callable, Sequence
 
 from engine.fusions.fusion import Match, replace
 from engine.ir.graph import Graph, Node, Value
-from engine.ir.sizes import Dim, product
+from engine.ir.sizes import Dim, maximum, minimum, product
 from engine.ir.types import DType, TensorType, is_bound
 from engine.ops.channels_last import ChannelNorm, ChannelShuffle
 from engine.ops.expression import Expression, call, constant, index, load
 from engine.ops.pixel_blocks import BlocksToPixels
 from engine.ops.region import Bound, Gather, Load, Region, Store
+from engine.passes.data_forms import DATA_FORMS, part_region
 from engine.passes.rows import REGION_DTYPES
 
 __all__ = ["concat_region", "contiguous", "move_data"]
 
 Shape = tuple[Dim, ...]
 MOST_AXES = 8
+#: Starts so far from the end mean the very first element, whatever the size is.
+LEAST = 1 << 31
 
 
 def contiguous(shape: Sequence[Dim]) -> Shape:
@@ -34,22 +37,53 @@ def move_data(graph: Graph) -> bool:
     """Rewrite what has a form below; the rest runs by its meaning."""
     changed = False
     for node in list(graph.nodes):
-        maker = _FORMS.get(node.kind)
-        if maker is None or not _fits(node):
+        if not _fits(node):
             continue
-        region = maker(node)
-        if region is not None:
-            inputs = _operands(node, len(region.operands))
+        if node.kind == "Split":
+            changed |= _split(graph, node)
+            continue
+        made = _form(node)
+        if made is not None:
+            region, inputs = made
             replace(graph, Match(region, inputs, node.outputs[0], [node]))
             changed = True
     return changed
 
 
+def _form(node: Node) -> tuple[Region, list[Value | None]] | None:
+    """The region of a node with one result, and what it reads."""
+    if len(node.outputs) != 1:
+        return None
+    if node.kind in DATA_FORMS:
+        return DATA_FORMS[node.kind](node)
+    maker = _FORMS.get(node.kind)
+    region = None if maker is None else maker(node)
+    return None if region is None else (region, _operands(node, len(region.operands)))
+
+
+def _split(graph: Graph, node: Node) -> bool:
+    """Every part that is read is a copy of its own, which its reader may take in."""
+    source = _first(node)
+    axis = int(getattr(node.op, "axis", 0)) % max(source.tensor.rank, 1)
+    begin: Dim = 0
+    parts = []
+    for output in node.outputs:
+        size = output.tensor.dims[axis]
+        region = part_region(source, axis, begin, size)
+        if region is None:
+            return False
+        parts.append((region, output))
+        begin = begin + size
+    for region, output in parts:
+        if output.uses or graph.is_output(output):
+            replace(graph, Match(region, [source], output, []))
+    graph.remove(node)
+    return True
+
+
 def _fits(node: Node) -> bool:
     values = [value for value in node.inputs if value is not None] + node.outputs
-    if len(node.outputs) != 1:
-        return False
-    return all(
+    return bool(node.outputs) and all(
         isinstance(value.type, TensorType)
         and is_bound(value.type)
         and value.type.dtype in REGION_DTYPES
@@ -105,7 +139,7 @@ def _numbers(node: Node, index: int) -> list[int] | None:
 
 
 def _slice(node: Node) -> Region | None:
-    """Starts and steps must be constants; starts from the end need a known size."""
+    """Starts and steps must be constants."""
     x, out = _first(node), node.outputs[0].tensor.dims
     starts, axes, steps = _numbers(node, 1), _numbers(node, 3), _numbers(node, 4)
     if starts is None:
@@ -116,15 +150,25 @@ def _slice(node: Node) -> Region | None:
     offset: Dim = 0
     strides = list(contiguous(x.tensor.dims))
     for start, axis, step in zip(starts, axes, steps):
-        size = x.tensor.dims[axis % rank]
-        if step < 1 or (not isinstance(size, int) and start != 0 and start < 0):
+        first = _first_taken(start, step, x.tensor.dims[axis % rank])
+        if first is None:
             return None
-        first: Dim = start
-        if isinstance(size, int):
-            first = min(max(start + size if start < 0 else start, 0), size)
         offset = offset + first * strides[axis % rank]
         strides[axis % rank] = strides[axis % rank] * step
     return _single(x, out, Load(0, x.tensor.dtype, offset, tuple(strides)))
+
+
+def _first_taken(start: int, step: int, size: Dim) -> Dim | None:
+    """The place of the first element that a slice takes; any place where it takes none."""
+    if step == 0:
+        return None
+    if start < 0:
+        # The last element needs no comparison: an empty axis gives nothing to read.
+        place = size + start if start == -1 else maximum(size + start, 0)
+        return place if start > -LEAST else 0
+    if step < 0:
+        return minimum(start, size - 1)
+    return min(start, size) if isinstance(size, int) else start
 
 
 def _gather(node: Node) -> Region | None:

@@ -8,6 +8,7 @@ from engine.ir.types import TensorType
 from engine.ops.elementwise import ElementwiseOperator
 from engine.ops.operator import Operator, find
 from engine.passes.choose_layout import transpose_before
+from engine.passes.turn_axes import TURNED_KINDS, turned_axes
 
 __all__ = ["join_transposes", "move_transposes"]
 
@@ -26,6 +27,8 @@ def move_transposes(graph: Graph) -> bool:
             changed |= _through_elementwise(graph, node)
         elif node.kind == "Concat":
             changed |= _through_concat(graph, node)
+        elif node.kind in TURNED_KINDS:
+            changed |= _through_axes(graph, node)
     return changed
 
 
@@ -130,16 +133,29 @@ def _through_concat(graph: Graph, node: Node) -> bool:
     return True
 
 
+def _through_axes(graph: Graph, node: Node) -> bool:
+    """What cuts or pads a transposed tensor does so before the transpose."""
+    found = _turned(node.inputs[0])
+    if found is None or not all(isinstance(v.type, TensorType) for v in node.outputs):
+        return False
+    source, perm = found
+    made = turned_axes(graph, node, perm)
+    if made is None:
+        return False
+    _rewrite(graph, node, made[0], [source, *made[1]], perm)
+    return True
+
+
 def _rewrite(
     graph: Graph, node: Node, op: Operator, inputs: list[Value | None], perm: Perm
 ) -> None:
     """Replace a node by the operator over untransposed inputs, followed by the transpose."""
-    output = node.outputs[0]
-    result = Value(graph.fresh_name(output.name), output.type)
-    moved = Node(op, inputs, [result], name=graph.fresh_name(node.name), sources=node.sources)
+    results = [Value(graph.fresh_name(output.name), output.type) for output in node.outputs]
+    moved = Node(op, inputs, results, name=graph.fresh_name(node.name), sources=node.sources)
     graph.insert_before(node, moved)
     infer_node(graph, moved)
-    graph.replace_value(output, transpose_before(graph, node, result, perm))
+    for output, result in zip(list(node.outputs), results, strict=True):
+        graph.replace_value(output, transpose_before(graph, node, result, perm))
     producers = [v.producer for v in node.inputs if v is not None and v.producer is not None]
     graph.remove(node)
     for producer in dict.fromkeys(producers):

@@ -309,6 +309,21 @@ def test_a_region_never_reads_or_writes_outside_its_arrays() -> None:
     assert kernel.extents(sizes) == (6, 4)
 
 
+def test_a_row_may_be_read_backwards_but_not_from_before_its_array(check: Any) -> None:
+    def backwards(offset: int) -> Any:
+        item = Load(0, F, offset, (-1,))
+        return kernel_of(Region((4,), (item,), (Store(load(0, F), 0, (4,), 0, (1,)),)))
+
+    kernel, sizes = backwards(3)
+    assert kernel.extents(sizes) == (4, 4)
+    x = np.arange(4, dtype=np.float32)
+    found = check.agree(kernel, [x, np.zeros(4, np.float32)], sizes)
+    np.testing.assert_array_equal(found, x[::-1])
+    kernel, sizes = backwards(2)
+    with pytest.raises(ValueError, match="1 elements before its operand"):
+        kernel.extents(sizes)
+
+
 def test_a_gather_from_nothing_is_refused() -> None:
     loads = (Load(0, DType.INT64, 0, (1,)), Load(1, F, 0, (0,), Gather(0, 1, 0)))
     region = Region((2,), loads, (Store(load(1, F), 0, (2,), 0, (1,)),))
