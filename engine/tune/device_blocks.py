@@ -65,20 +65,27 @@ class Blocks:
             self.device.clear(found, nbytes, self.stream)
         return found
 
-    def guarded(self, nbytes: int, array: Array | None = None) -> int:
-        """A piece full of NaN, or with the bytes of an array, and guard bytes behind it."""
-        found = self.take(nbytes + GUARD_NBYTES)
-        self.sizes[found] = nbytes
-        self.poison(found)
-        if array is not None and array.nbytes:
+    def uploaded(self, array: Array) -> int:
+        """A piece with the bytes of an array."""
+        found = self.take(array.nbytes)
+        if array.nbytes:
             data = np.ascontiguousarray(array)
             self.device.upload(found, data.ctypes.data, data.nbytes, self.stream)
         return found
 
-    def poison(self, address: int) -> None:
-        """Fill a guarded piece, and its guard bytes, with NaN."""
+    def guarded(self, nbytes: int, source: int | None = None) -> int:
+        """A piece full of NaN, or with what lies at ``source``, and guard bytes behind it."""
+        found = self.take(nbytes + GUARD_NBYTES)
+        self.sizes[found] = nbytes
+        self.poison(found, 0 if source is None else nbytes)
+        if source is not None and nbytes:
+            self.device.copy(found, source, nbytes, self.stream)
+        return found
+
+    def poison(self, address: int, start: int = 0) -> None:
+        """Fill a guarded piece from a byte on, and its guard bytes, with NaN."""
         end = self.sizes[address] + GUARD_NBYTES
-        for begin in range(0, end, _POISON_NBYTES):
+        for begin in range(start, end, _POISON_NBYTES):
             count = min(_POISON_NBYTES, end - begin)
             self.device.copy(address + begin, self._poison, count, self.stream)
 

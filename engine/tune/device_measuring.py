@@ -32,6 +32,7 @@ from engine.plan.slots import root_of
 from engine.plan.structure import Program
 from engine.runtime.cuda_binding import CudaBinding
 from engine.runtime.cuda_engine import CudaEngine
+from engine.runtime.cuda_segments import Lanes
 from engine.tune.contest import Contest, Entrant, Outcome, without_drift
 from engine.tune.device_blocks import Blocks
 from engine.tune.isolation import random_array
@@ -95,6 +96,7 @@ class DeviceMeasurer:
         self.blocks = Blocks(device, self.stream)
         self._events = [device.create_event(timed=True) for _ in range(2)]
         self._compare: dict[DType, int] = {}
+        self._lanes = Lanes(device)
 
     def measure(self, contest: Contest, touching: Touch = lambda place: None) -> list[Outcome]:
         """One outcome per entrant.
@@ -108,6 +110,7 @@ class DeviceMeasurer:
         runners: list[_Runner] = []
         try:
             feeds = self._feeds(contest.reference.program, contest.fills)
+            self._sources = {name: self.blocks.uploaded(data) for name, data in feeds.items()}
             wanted = self._expected(contest.reference, feeds)
             for place, entrant in enumerate(contest.entrants):
                 touching(place)
@@ -171,8 +174,8 @@ class DeviceMeasurer:
         external: dict[int, int] = {}
         outputs: dict[str, int] = {}
         for index in program.inputs:
-            array = feeds[program.slots[index].name]
-            external[index] = self.blocks.guarded(array.nbytes, array)
+            name = program.slots[index].name
+            external[index] = self.blocks.guarded(feeds[name].nbytes, self._sources[name])
         for index in program.outputs:
             slot, root = program.slots[index], root_of(program, index)
             if root != index:  # it updates an input in place
@@ -182,7 +185,7 @@ class DeviceMeasurer:
             nbytes = math.prod(map(int, slot.type.dims)) * slot.type.dtype.nbytes  # type: ignore[arg-type]
             external[index] = outputs[slot.name] = self.blocks.guarded(nbytes)
         owner: Any = engine if weights is None else _Copy(engine, weights)
-        binding = CudaBinding(owner, {}, external)
+        binding = CudaBinding(owner, {}, external, self._lanes)
         layout = binding.layout
         base = self.blocks.guarded(layout.nbytes)
         zeros = self.blocks.cleared(layout.zeros_nbytes)
