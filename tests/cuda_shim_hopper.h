@@ -31,7 +31,10 @@ struct ShimBarrierWord {
     int32_t nbytes;
 };
 struct ShimCopy { ShimMap map; int at[4]; uint32_t shared, barrier; };
-struct ShimProduct { float *d; int n; uint64_t a, b; int add; bool bfloat16; };
+// With `left` the first factor is in registers, which are read when the product is; the second then
+// has its columns innermost.
+struct ShimProduct {
+    float *d; int n; uint64_t a, b; int add; bool bfloat16; const unsigned *left = nullptr; };
 
 inline std::vector<ShimCopy> shim_loads;
 inline std::vector<ShimCopy> shim_stores[SHIM_MAX_THREADS];
@@ -48,7 +51,10 @@ inline unsigned char *shim_at(uint32_t address) {
     if (address >= SHIM_MAX_SHARED) shim_fail("an address outside of shared memory"), shim_leave();
     return shim_dynamic + address;
 }
-inline uint32_t shim_swizzled(uint32_t address) { return address ^ (address >> 7 & 7) << 4; }
+// Under a swizzle of 128 bytes three bits of the address change, under one of 64 bytes two.
+inline uint32_t shim_swizzled(uint32_t address, uint32_t row = 128) {
+    return address ^ (address >> 7 & (row / 16 - 1)) << 4;
+}
 
 // ---------------------------------------------------------------------------------------------
 // Barriers
@@ -89,7 +95,8 @@ inline void shim_expect(uint32_t barrier, int nbytes) {
 
 inline void shim_box(const ShimCopy &copy, bool store) {
     const ShimMap &map = copy.map;
-    if (map.swizzle != 128 || map.box[3] * map.element_nbytes != 128 || copy.shared % 1024)
+    uint32_t row = map.box[3] * map.element_nbytes;
+    if (map.swizzle != row || (row != 128 && row != 64) || copy.shared % (row * 8))
         shim_fail("a box that the model of the hardware does not know"), shim_leave();
     uint32_t elements = map.box[0] * map.box[1] * map.box[2] * map.box[3];
     for (uint32_t i = 0; i < elements; ++i) {
@@ -100,7 +107,7 @@ inline void shim_box(const ShimCopy &copy, bool store) {
             inside &= at >= 0 && at < map.sizes[axis];
             memory += at * (int64_t)map.strides[axis];
         }
-        unsigned char *shared = shim_at(shim_swizzled(copy.shared + i * map.element_nbytes));
+        unsigned char *shared = shim_at(shim_swizzled(copy.shared + i * map.element_nbytes, row));
         if (store && inside) memcpy(memory, shared, map.element_nbytes);
         if (!store && inside) memcpy(shared, memory, map.element_nbytes);
         if (!store && !inside) memset(shared, 0, map.element_nbytes);
@@ -119,7 +126,7 @@ inline void shim_tma_load(uint32_t to, const void *map, int image, int high, int
                           uint32_t barrier, unsigned mask) {
     ShimCopy copy = {{}, {image, high, row, column}, to, barrier};
     memcpy(&copy.map, map, sizeof copy.map);
-    for (int block = 0; block < 2; ++block) {
+    for (int block = 0; block < 16; ++block) {
         if (mask ? !(mask >> block & 1) : block) continue;
         ShimCopy one = copy;
         if (mask) {
@@ -181,7 +188,7 @@ inline void shim_stmatrix(uint32_t row, const unsigned *words) {
 // Products
 // ---------------------------------------------------------------------------------------------
 
-inline float shim_factor(uint64_t descriptor, int row, int k, bool bfloat16) {
+inline float shim_value(unsigned short bits, bool bfloat16) {
     static float *table = [] {
         float *found = new float[2 << 16];
         for (int i = 0; i < 1 << 16; ++i) {
@@ -190,25 +197,51 @@ inline float shim_factor(uint64_t descriptor, int row, int k, bool bfloat16) {
         }
         return found;
     }();
+    return table[(bfloat16 ? 1 << 16 : 0) + bits];
+}
+inline float shim_factor(uint64_t descriptor, int row, int k, bool bfloat16) {
     uint32_t start = (uint32_t)(descriptor & 0x3fff) << 4;
     uint32_t groups = (uint32_t)(descriptor >> 32 & 0x3fff) << 4;
     uint32_t place = shim_swizzled(start + row / 8 * groups + row % 8 * 128 + k * 2);
-    return table[(bfloat16 ? 1 << 16 : 0) + *(const unsigned short *)shim_at(place)];
+    return shim_value(*(const unsigned short *)shim_at(place), bfloat16);
+}
+// A second factor with its columns innermost: 64 columns of eight rows of k, the next eight rows at
+// the stride offset, the next 64 columns at the leading offset (PTX ISA, "Strides", MN-major).
+inline float shim_turned_factor(uint64_t descriptor, int column, int k, bool bfloat16) {
+    uint32_t start = (uint32_t)(descriptor & 0x3fff) << 4;
+    uint32_t leading = (uint32_t)(descriptor >> 16 & 0x3fff) << 4;
+    uint32_t groups = (uint32_t)(descriptor >> 32 & 0x3fff) << 4;
+    if (start % 1024) shim_fail("a factor that begins inside of a block of eight rows"), shim_leave();
+    uint32_t place = start + column / 64 * leading + k / 8 * groups + k % 8 * 128 + column % 64 * 2;
+    return shim_value(*(const unsigned short *)shim_at(shim_swizzled(place)), bfloat16);
+}
+// Where the 16 numbers of one row lie in the registers of four lanes, as the sums do.
+inline void shim_rows_of_lanes(const unsigned *mine, float (&left)[2][16], bool bfloat16) {
+    struct { unsigned words[4]; } own = {{mine[0], mine[1], mine[2], mine[3]}};
+    decltype(own) all[32];
+    shim_gather(own, all);
+    for (int half = 0; half < 2; ++half)
+        for (int k = 0; k < 16; ++k) {
+            unsigned word = all[shim_lane() / 4 * 4 + k % 8 / 2].words[k / 8 * 2 + half];
+            left[half][k] = shim_value((unsigned short)(word >> 16 * (k % 2)), bfloat16);
+        }
 }
 inline void shim_multiply(const ShimProduct &product) {
-    if (product.a >> 62 != 1 || product.b >> 62 != 1)
+    if ((!product.left && product.a >> 62 != 1) || product.b >> 62 != 1)
         shim_fail("a descriptor without the 128-byte swizzle"), shim_leave();
     int warp = shim_current / 32 % 4, lane = shim_lane();
     float left[2][16];
-    for (int half = 0; half < 2; ++half)
+    if (product.left) shim_rows_of_lanes(product.left, left, product.bfloat16);
+    for (int half = 0; half < 2 && !product.left; ++half)
         for (int k = 0; k < 16; ++k)
             left[half][k] = shim_factor(product.a, warp * 16 + lane / 4 + half * 8, k,
                                         product.bfloat16);
     for (int i = 0; i < product.n / 2; i += 4)
         for (int e = 0; e < 2; ++e) {
             float right[16];
+            auto *factor = product.left ? shim_turned_factor : shim_factor;
             for (int k = 0; k < 16; ++k)
-                right[k] = shim_factor(product.b, i / 4 * 8 + lane % 4 * 2 + e, k, product.bfloat16);
+                right[k] = factor(product.b, i / 4 * 8 + lane % 4 * 2 + e, k, product.bfloat16);
             for (int half = 0; half < 2; ++half) {
                 float &d = product.d[i + half * 2 + e];
                 float sum = product.add ? d : 0.0f;
@@ -217,12 +250,18 @@ inline void shim_multiply(const ShimProduct &product) {
             }
         }
 }
-inline void shim_wgmma(float *d, int n, uint64_t a, uint64_t b, int add, bool bfloat16) {
-    ShimProduct product = {d, n, a, b, add, bfloat16};
+inline void shim_product(const ShimProduct &product) {
     if (!(shim_late & SHIM_LATE_PRODUCTS)) return shim_multiply(product);
     auto &groups = shim_products[shim_current];
     if (groups.empty()) groups.emplace_back();
     groups.back().push_back(product);
+}
+inline void shim_wgmma(float *d, int n, uint64_t a, uint64_t b, int add, bool bfloat16) {
+    shim_product({d, n, a, b, add, bfloat16});
+}
+inline void shim_wgmma_rows(float *d, int n, const unsigned *a, uint64_t b, int add,
+                            bool bfloat16) {
+    shim_product({d, n, 0, b, add, bfloat16, a});
 }
 inline void shim_wgmma_commit() {
     if (shim_late & SHIM_LATE_PRODUCTS) shim_products[shim_current].emplace_back();

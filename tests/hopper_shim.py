@@ -94,8 +94,9 @@ def run_product(
     blocks: int | None = None,
 ) -> None:
     """Run a launch in place; ``blocks`` replaces its grid. Raises ShimError."""
-    grid = blocks or evaluate(step.grid[0], point)
-    if grid % kernel.cluster:
+    x, y, z = (evaluate(dim, point) for dim in step.grid)
+    grid = (blocks or x, y, z)
+    if grid[0] % kernel.cluster:
         raise ShimError(f"a grid of {grid} blocks in clusters of {kernel.cluster}")
     written = {p.slot for p in step.parameters if isinstance(p, Pointer | TensorMap) and p.writes}
     results = []
@@ -113,7 +114,11 @@ def run_product(
 
 
 def _run(
-    kernel: DeviceKernel, grid: int, values: Sequence[tuple[str, Any]], backwards: bool, late: int
+    kernel: DeviceKernel,
+    grid: tuple[int, int, int],
+    values: Sequence[tuple[str, Any]],
+    backwards: bool,
+    late: int,
 ) -> None:
     library = _library(kernel)
     letters = library.shim_signature().decode()
@@ -129,7 +134,7 @@ def _run(
         raise ShimError(f"the shim's clusters of {cluster} have blocks of {apart} bytes at most")
     error = library.shim_run_hopper(
         pointers,
-        (ctypes.c_uint * 3)(grid // cluster, 1, 1),
+        (ctypes.c_uint * 3)(grid[0] // cluster, *grid[1:]),
         (ctypes.c_uint * 3)(kernel.threads * cluster, 1, 1),
         ctypes.c_uint64(shared),
         int(backwards),
