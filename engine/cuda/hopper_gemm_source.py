@@ -1,45 +1,29 @@
 """The text of the matrix product for Hopper; `engine.cuda.hopper_gemm` fills it in.
 
-Upper-case names are macros that the configuration defines. A block has three warpgroups: the
-first loads, two compute. Shared memory holds a ring of stages (rows of A, then rows of B, 64
-elements of k each), buffers of 16 rows x 64 columns of the result for every computing warp, and
-the barriers.
+Upper-case names are macros that the configuration defines. Of a block's warpgroups the first
+loads, the others (GROUPS) compute. Shared memory holds a ring of stages (rows of A, then rows of B,
+64 elements of k each), buffers of 16 rows x PART columns of the result for every computing warp,
+and the barriers.
 """
 
 from __future__ import annotations
 
-__all__ = ["BODY", "FAST_ERF", "PLACES", "SETTINGS"]
-
-#: The error function for results of 16 bits: its error is under 5e-7 everywhere.
-FAST_ERF = r"""
-#ifdef __CUDACC__
-EF_FUNCTION float ef_power_of_two(float x) {
-  float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
-#else
-EF_FUNCTION float ef_power_of_two(float x) { return exp2f(x); }
-#endif
-EF_FUNCTION float ef_erf(float x) {
-  const float a = ef_minimum(fabsf(x), 4.0f);
-  float q = a * -1.00220714e-04f + 4.61571498e-04f;
-  q = q * a + 2.30223947e-03f;
-  q = q * a - 2.94525159e-02f;
-  q = q * a + 1.48963664e-01f;
-  q = q * a + 9.18328645e-01f;
-  q = q * a + 1.62791365e+00f;
-  return copysignf(1.0f - ef_power_of_two(-(q * a)), x); }
-#define erff ef_erf
-"""
+__all__ = ["BODY", "HELPERS", "PLACES", "SETTINGS"]
 
 SETTINGS = r"""
 #define BK 64
-#define THREADS 384
-#define WARPS 8
-#define GROUP_ROWS (PINGPONG ? BM : BM / 2)
+#define THREADS (128 + 128 * GROUPS)
+#define WARPS (4 * GROUPS)
+#define GROUP_ROWS (PINGPONG ? BM : BM / GROUPS)
 #define BLOCKS (GROUP_ROWS / 64)
 #define A_NBYTES (BM * 128)
 #define STAGE_NBYTES (A_NBYTES + BN * 128)
-#define BUFFER_NBYTES 2048
-#define PARTS (BLOCKS * (BN / 64))
+#define ROW_NBYTES (PART * 2)
+#define BUFFER_NBYTES (16 * ROW_NBYTES)
+#define PARTS (BLOCKS * (BN / PART))
+/* Registers are shared out anew: a thread begins with 168 in three groups, with 128 in four. */
+#define LOADING_REGISTERS (GROUPS == 2 ? 40 : 32)
+#define COMPUTING_REGISTERS (GROUPS == 2 ? 232 : 160)
 #ifdef __CUDACC__
 #define EF_MEMBER __device__ __forceinline__
 #else
@@ -120,6 +104,45 @@ struct ef_turn {
   EF_MEMBER void next() { if (++stage == STAGES) { stage = 0; phase ^= 1; } } };
 """
 
+HELPERS = r"""
+EF_FUNCTION int ef_least(int a, int b) { return a < b ? a : b; }
+/* Two neighbours, the first in the low half; `column` is even, what lies past the end is zero. */
+EF_FUNCTION uint32_t ef_pair(const uint16_t *p, int column, int count) {
+  if (column + 1 < count) return *(const uint32_t *)(p + column);
+  return column < count ? p[column] : 0; }
+/* A warp writes 16 rows x 64 columns of a buffer to rows that begin anywhere, two elements per lane.
+   Where a row begins at an odd element, a lane writes the second element of the lane before it and
+   its first one, and the ends go by themselves. Every other row begins alike. */
+EF_FUNCTION void ef_store_rows(uint16_t *y, long long pitch, uint32_t buffer, int lane) {
+  const uint32_t own = buffer + lane * 4, other = buffer + (lane > 0 ? lane - 1 : 0) * 4;
+  #pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    uint16_t *to = y + h * pitch;
+    const int odd = (int)((uint64_t)to >> 1 & 1);
+    const bool pairs = !odd || lane > 0, head = odd && lane == 0, end = odd && lane == 31;
+    to += 2 * lane - odd;
+    uint32_t words[8], before[8];
+    #pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const int r = 2 * i + h, turned = (r & 7) << 4;
+      words[i] = ef_shared_word((own ^ turned) + r * 128);
+      before[i] = ef_shared_word((other ^ turned) + r * 128); }
+    #pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      if (pairs) *(uint32_t *)to = __funnelshift_l(before[i], words[i], 16 * odd);
+      if (head) to[1] = (uint16_t)words[i];
+      if (end) to[2] = (uint16_t)(words[i] >> 16);
+      to += 2 * pitch; } } }
+/* The same where the result ends after some rows or columns. */
+EF_FUNCTION void ef_store_edge(uint16_t *y, long long pitch, uint32_t buffer, int rows, int columns,
+                               int lane) {
+  #pragma unroll 1
+  for (int r = 0; r < ef_least(rows, 16); ++r)
+    for (int c = lane; c < ef_least(columns, 64); c += 32) {
+      const uint32_t at = buffer + r * 128 + ((c / 8 ^ (r & 7)) << 4) + (c % 8 / 2) * 4;
+      y[r * pitch + c] = (uint16_t)(ef_shared_word(at) >> (c % 2 * 16)); } }
+"""
+
 BODY = r"""
 extern "C" __global__ void DIMENSIONS __launch_bounds__(THREADS, 1) hopper_gemm(@PARAMETERS@) {
     extern __shared__ __align__(1024) unsigned char ef_dynamic[];
@@ -146,7 +169,7 @@ extern "C" __global__ void DIMENSIONS __launch_bounds__(THREADS, 1) hopper_gemm(
         ef_prefetch(&b);
         for (int i = 0; i < STAGES; ++i) {
             ef_barrier_init(full + 8 * i, 1);
-            ef_barrier_init(empty + 8 * i, (PINGPONG ? 4 : 8) * CLUSTER);
+            ef_barrier_init(empty + 8 * i, (PINGPONG ? 4 : WARPS) * CLUSTER);
         }
         for (int i = 0; i < 2; ++i) ef_barrier_init(order + 8 * i, 4);
         for (int i = 0; i < WARPS * BUFFERS && STAGED; ++i) ef_barrier_init(arrived + 8 * i, 1);
@@ -155,7 +178,7 @@ extern "C" __global__ void DIMENSIONS __launch_bounds__(THREADS, 1) hopper_gemm(
     if (CLUSTER > 1) ef_cluster_sync(); else __syncthreads();
 
     if (warp < 4) {
-        ef_fewer_registers<40>();
+        ef_fewer_registers<LOADING_REGISTERS>();
         if (EF_THREAD == 0) {
             auto load_b = [&](int stage, int step, int column) {
                 const uint32_t to = ring + stage * STAGE_NBYTES + A_NBYTES;
@@ -190,7 +213,7 @@ extern "C" __global__ void DIMENSIONS __launch_bounds__(THREADS, 1) hopper_gemm(
             }
         } else ef_wait();
     } else {
-        ef_more_registers<232>();
+        ef_more_registers<COMPUTING_REGISTERS>();
         ef_wait();
         const int group = warp / 4 - 1, consumer = warp - 4;
         const int row_in_tile = (PINGPONG ? 0 : group * GROUP_ROWS) + warp % 4 * 16;
@@ -199,7 +222,9 @@ extern "C" __global__ void DIMENSIONS __launch_bounds__(THREADS, 1) hopper_gemm(
         const uint32_t own = buffers + consumer * BUFFERS * BUFFER_NBYTES;
         // Where this lane's row of a matrix lies in a buffer, for ldmatrix and stmatrix.
         const int matrix_row = lane % 8 + (lane / 8 & 1) * 8;
-        const uint32_t spot = matrix_row * 128 + ((lane / 16 ^ (matrix_row & 7)) << 4);
+        // Pieces of 16 bytes change places within a row by the number of its 128 bytes.
+        const int turned = PART == 64 ? matrix_row & 7 : matrix_row >> 1 & 3;
+        const uint32_t spot = matrix_row * ROW_NBYTES + ((lane / 16 ^ turned) << 4);
         const int inner_row = lane / 4, inner_column = lane % 4 * 2;
 @SCALARS@
 #if STAGED
@@ -211,7 +236,7 @@ extern "C" __global__ void DIMENSIONS __launch_bounds__(THREADS, 1) hopper_gemm(
             const uint32_t barrier = arrived + 8 * (consumer * BUFFERS + slot);
             ef_expect(barrier, BUFFER_NBYTES);
             ef_load_part(own + slot * BUFFER_NBYTES, &@STAGED@_map, ahead,
-                         row_in_tile + ahead_part / (BN / 64) * 64, ahead_part % (BN / 64) * 64,
+                         row_in_tile + ahead_part / (BN / PART) * 64, ahead_part % (BN / PART) * PART,
                          barrier);
             if (++ahead_part == PARTS) {
                 ahead_part = 0;
@@ -230,6 +255,7 @@ extern "C" __global__ void DIMENSIONS __launch_bounds__(THREADS, 1) hopper_gemm(
             const ef_place at = ef_placed(unit, rank, tiles);
             ef_turn turn = {tile * steps % STAGES, (uint32_t)(tile * steps / STAGES) & 1};
             float sums[BLOCKS][BN / 2];
+@EARLY@
             // The two groups take turns at the main loop; one stores while the other multiplies.
             if (PINGPONG) ef_await(order + 8 * group, (tile / 2 & 1) ^ (group == 0));
             auto release = [&](int stage) {
@@ -268,45 +294,49 @@ extern "C" __global__ void DIMENSIONS __launch_bounds__(THREADS, 1) hopper_gemm(
             for (int i = 0; i < BLOCKS; ++i) ef_hold(sums[i]);
             release(before);
             tile += PINGPONG ? 2 : 1;
+@LATE@
 
             #pragma unroll
             for (int i = 0; i < BLOCKS; ++i) {
                 const int row = at.row + row_in_tile + i * 64;
 @ROWS@
                 #pragma unroll
-                for (int j = 0; j < BN / 64; ++j) {
-                    const int column = at.column + j * 64;
+                for (int j = 0; j < BN / PART; ++j) {
+                    const int column = at.column + j * PART;
                     if (!STAGED && (OUTSIDE(row) || column >= N)) continue;
                     const uint32_t buffer = own + slot * BUFFER_NBYTES;
 @COLUMNS@
+                    // All results of a buffer are made before the first is written: nothing then
+                    // stands between their chains of instructions.
+                    uint32_t words[PART / 16][4];
 #if STAGED
+                    uint32_t staged[PART / 16][4];
                     ef_await(arrived + 8 * (consumer * BUFFERS + slot), slot_phase);
-#elif STORE == BOXES
-                    if (lane == 0) ef_await_reads<BUFFERS - 1>();
-                    __syncwarp();
-#elif STORE == ROWS
-                    __syncwarp();
+                    #pragma unroll
+                    for (int p = 0; p < PART / 16; ++p)
+                        ef_load_matrices(staged[p], buffer + (spot ^ p << 5));
 #endif
                     #pragma unroll
-                    for (int p = 0; p < 4; ++p) {
-                        const uint32_t here = buffer + (spot ^ p << 5);
-                        uint32_t words[4];
-#if STAGED
-                        uint32_t staged[4];
-                        ef_load_matrices(staged, here);
-#endif
+                    for (int p = 0; p < PART / 16; ++p)
                         #pragma unroll
                         for (int q = 0; q < 4; ++q) {
                             // Two columns of row q % 2, eight columns further for q / 2.
                             const int at_row = row + inner_row + q % 2 * 8;
                             const int at_column = column + p * 16 + q / 2 * 8 + inner_column;
-                            const float *sum = sums[i] + j * 32 + p * 8 + q * 2;
+                            const float *sum = sums[i] + j * (PART / 2) + p * 8 + q * 2;
 @RESULT@
                         }
-#if STORE != ELEMENTS
-                        ef_store_matrices(here, words);
+#if STORE == BOXES && !STAGED
+                    if (lane == 0) ef_await_reads<BUFFERS - 1>();
+                    __syncwarp();
+#elif STORE == ROWS
+                    __syncwarp();
 #endif
-                    }
+#if STORE != ELEMENTS
+                    #pragma unroll
+                    for (int p = 0; p < PART / 16; ++p)
+                        ef_store_matrices(buffer + (spot ^ p << 5), words[p]);
+#endif
 @STORE@
                     if (++slot == BUFFERS) { slot = 0; slot_phase ^= 1; }
                 }

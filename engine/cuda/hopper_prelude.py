@@ -109,8 +109,8 @@ EF_FUNCTION void ef_load_matrices(uint32_t (&w)[4], uint32_t row) {
 EF_FUNCTION void ef_store_matrices(uint32_t row, const uint32_t (&w)[4]) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};"
       :: "r"(row), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]) : "memory"); }
-EF_FUNCTION uint16_t ef_shared_half(uint32_t at) {
-  uint16_t h; asm volatile("ld.shared.u16 %0, [%1];" : "=h"(h) : "r"(at) : "memory"); return h; }
+EF_FUNCTION uint32_t ef_shared_word(uint32_t at) {
+  uint32_t w; asm volatile("ld.shared.u32 %0, [%1];" : "=r"(w) : "r"(at)); return w; }
 #else
 EF_FUNCTION void ef_prefetch(const ef_map *map) {}
 EF_FUNCTION void ef_load(uint32_t to, const ef_map *map, int row, int column, uint32_t barrier) {
@@ -133,7 +133,7 @@ EF_FUNCTION void ef_load_matrices(uint32_t (&w)[4], uint32_t row) {
   shim_ldmatrix(w, shim_at(row), 4); }
 EF_FUNCTION void ef_store_matrices(uint32_t row, const uint32_t (&w)[4]) {
   shim_stmatrix(row, w); }
-EF_FUNCTION uint16_t ef_shared_half(uint32_t at) { return *(const uint16_t *)shim_at(at); }
+EF_FUNCTION uint32_t ef_shared_word(uint32_t at) { return *(const uint32_t *)shim_at(at); }
 #endif
 """
 

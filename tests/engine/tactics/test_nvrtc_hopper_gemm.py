@@ -120,6 +120,10 @@ TILES = [
     HopperTile(128, 128, False, stages=2, buffers=3, group=1),
     HopperTile(64, 64, True, stages=2, cluster=2),
     HopperTile(128, 128, False, stages=2, cluster=2),
+    HopperTile(192, 64, False, stages=2, buffers=3),
+    HopperTile(64, 96, True, stages=2, buffers=3),
+    HopperTile(192, 96, False, stages=2),
+    HopperTile(128, 160, False, stages=2, cluster=2),
 ]
 
 
@@ -207,7 +211,9 @@ def test_impossible_tiles_are_refused() -> None:
     tail = HopperTail(cast(SUM, HALF), (), (), "boxes")
     for tile in (
         HopperTile(256, 64, True, 3),
-        HopperTile(128, 96, False, 3),
+        HopperTile(128, 80, False, 3),
+        HopperTile(192, 128, True, 3),
+        HopperTile(192, 256, False, 1),
         HopperTile(128, 256, True, 3),
         HopperTile(128, 128, True, 1),
         HopperTile(128, 128, True, 3, buffers=1),
