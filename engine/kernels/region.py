@@ -168,7 +168,7 @@ class RegionKernel(Kernel):
         """Rows, chunks of rows, or blocks of columns."""
         self.named(sizes)
         space = sizes[: self.rank]
-        if math.prod(space) == 0:
+        if math.prod(space[:-1] if self.reduces else space) == 0:
             return 0
         if self.layout == "columns":
             return math.prod(space[:-2]) * -(-space[-2] // LANES)
@@ -179,9 +179,14 @@ class RegionKernel(Kernel):
         region = self.region(sizes)
         found = [0] * self.operand_count
         space = [int(size) for size in sizes[: self.rank]]
+        # Of an empty row, what is the same along it is read and written all the same.
+        empty = self.reduces and space[-1] == 0
+        space[-1] = 1 if empty else space[-1]
         if math.prod(space) == 0:
             return tuple(found)
         for item in region.loads:
+            if empty and (item.strides[-1] != 0 or self.rank - 1 in [b.axis for b in item.bounds]):
+                continue
             counts = list(space)
             for bound in item.bounds:
                 low, high = int(str(bound.low)), int(str(bound.high))
@@ -196,7 +201,9 @@ class RegionKernel(Kernel):
                         raise ValueError("region: a gather from nothing")
                     reach += (bound_ - 1) * stride
                 found[item.operand] = max(found[item.operand], reach)
-        for store in region.stores:
+        for form, store in zip(self.stores, region.stores, strict=True):
+            if empty and form.inner != "zero":
+                continue
             place = self.inputs + store.output
             found[place] = max(found[place], _span(store.offset, space, store.strides)[1])
         return tuple(found)

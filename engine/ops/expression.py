@@ -289,10 +289,21 @@ def _reduce(node: Expression, values: Array, axis: int, length: int | None) -> A
         shape[axis] = length
         values = np.broadcast_to(values, shape)
     row = REDUCTIONS[node.function]
+    if values.shape[axis] == 0:
+        return _of_nothing(node, values, axis)
     result = row.numpy(wide_array(values), axis=axis, keepdims=True)
     if is_narrow(node.dtype):
         return round_to(as_array(result), node.dtype)
     return as_array(result).astype(node.dtype.numpy, copy=False)
+
+
+def _of_nothing(node: Expression, values: Array, axis: int) -> Array:
+    """What a reduction gives over no element: a sum 0, a product 1, a maximum the least number."""
+    low, high = limits(node.dtype) if node.dtype.is_integer else (-math.inf, math.inf)
+    starts = {"row_sum": 0, "row_prod": 1, "row_max": low, "row_min": high}
+    shape = list(values.shape)
+    shape[axis] = 1
+    return np.full(shape, starts[node.function], node.dtype.numpy)
 
 
 def number_to_json(value: Number | None) -> Any:

@@ -11,7 +11,8 @@ import numpy as np
 from engine.ir.sizes import Dim
 from engine.ir.types import Array
 from engine.ops.arrays import as_array
-from engine.ops.expression import Expression, evaluate_roots
+from engine.ops.expression import Expression, evaluate_roots, order
+from engine.ops.functions import REDUCTIONS
 
 if TYPE_CHECKING:
     from engine.ops.region import Load, Region
@@ -107,7 +108,10 @@ def run(region: Region, operands: Sequence[Array], outputs: Sequence[Array]) -> 
     """
     space = [whole(size) for size in region.space]
     rank, cache = len(space), dict[int, Array]()
-    if math.prod(space) == 0:
+    reduces = any(
+        node.function in REDUCTIONS for node in order(*(store.value for store in region.stores))
+    )
+    if math.prod(space[:-1] if reduces else space) == 0:
         return
 
     def leaf(node: Expression) -> Array:
