@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from engine.cuda.kernel import DeviceKernel
 from engine.ir.sizes import Dim, ceildiv, symbol
 from engine.ir.types import DType, TensorType
@@ -193,3 +195,38 @@ def with_fault() -> Program:
         scale(3, 1, 4, 2.0, 2),
     ]
     return program(slots, steps)
+
+
+def side_by_side(first: int = 0, second: int = 1, *, host: bool = False) -> Program:
+    """Two branches from 2 x + w, three scalings by 2 and one by 5, that are added and scaled by 3.
+
+    ``first`` and ``second`` are their lanes; with ``host`` the sum is copied once.
+    """
+    slots = [Slot(VECTOR, "input", "x"), weight_slot(), *[Slot(VECTOR, "arena")] * 6]
+    slots.append(Slot(VECTOR, "output", "y"))
+    lanes = [0, first, first, second, first, 0, 0]
+    steps: list[LaunchStep] = [
+        scale(0, 1, 2, 2.0, 0),
+        scale(2, 1, 3, 2.0, 1),
+        scale(3, 1, 4, 2.0, 2),
+        scale(2, 1, 5, 5.0, 3),
+        scale(4, 1, 6, 2.0, 4),
+        launch(ACCUMULATE, 5, Pointer(5), Pointer(6, writes=True), Scalar("i32", N)),
+        scale(6, 1, 8, 3.0, 6),
+    ]
+    found: list[Step] = [replace(step, lane=lane) for step, lane in zip(steps, lanes)]
+    if host:
+        copied = [HostStep("copy", {}, (6,), (7,), layer=7), scale(7, 1, 8, 3.0, 8)]
+        found[-1:] = copied
+    return program(slots, found)
+
+
+def expected_side_by_side(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """What `side_by_side` computes."""
+
+    def scaled(value: np.ndarray, factor: float) -> np.ndarray:
+        return np.float32(factor) * value + np.resize(weight, x.size)
+
+    source = scaled(x, 2)
+    long = scaled(scaled(scaled(source, 2), 2), 2)
+    return scaled(long + scaled(source, 5), 3)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from engine.cuda.device import Enqueue, Launch
 from engine.cuda.kernel import DeviceKernel
-from engine.cuda.null_device import NullDevice, Work
+from engine.cuda.null_device import Node, NullDevice, Work
 from engine.errors import DeviceError
 from tests.cuda_shim import Function, load_function
 
@@ -41,9 +42,14 @@ def kernel_of(image: bytes) -> DeviceKernel:
 
 @dataclass
 class EmulatedDevice(NullDevice):
-    """One GPU of host memory; ``eager`` runs everything at once."""
+    """One GPU of host memory.
+
+    ``eager`` runs everything at once; ``latest_first`` runs of a graph what was collected last and
+    may run by then, so that work of lanes which nothing waits for or holds back is out of order.
+    """
 
     eager: bool = False
+    latest_first: bool = False
     _blocks: dict[int, np.ndarray] = field(default_factory=dict)
     _queues: dict[int, list[Any]] = field(default_factory=dict)
     _done: dict[int, int] = field(default_factory=dict)
@@ -98,13 +104,26 @@ class EmulatedDevice(NullDevice):
     def submit(self, stream: int, what: str, subject: Any, action: Any) -> None:
         super().submit(self._alias(stream), what, subject, action)
 
+    def ordered(self, nodes: Sequence[Node]) -> list[Work]:
+        if not self.latest_first:
+            return super().ordered(nodes)
+        left, found = dict(enumerate(nodes)), list[Work]()
+        while left:
+            index = max(at for at, (_, behind) in left.items() if not behind & left.keys())
+            found.append(left.pop(index)[0])
+        return found
+
     def record(self, event: int, stream: int) -> None:
         super().record(event, stream)
+        if event in self._captured:
+            return
         stream = self._alias(stream)
         self._marks[event] = (stream, len(self._queues.setdefault(stream, [])))
 
     def wait(self, stream: int, event: int) -> None:
         super().wait(stream, event)
+        if event in self._captured:
+            return
         other, end = self._marks[event]
         self._queues.setdefault(self._alias(stream), []).append(lambda: self._advance(other, end))
 

@@ -34,6 +34,38 @@ def _default_target() -> CudaTarget:
 
 #: What was enqueued: its name, what it is about, and how a device that computes does it.
 Work = tuple[str, Any, Callable[[], None] | None]
+#: Work of a graph, and which of the work before it must be done by then.
+Node = tuple[Work, frozenset[int]]
+
+
+@dataclass(eq=False)
+class _Capture:
+    """What is collected on one stream, and on others that wait for events of it."""
+
+    origin: int
+    nodes: list[Node] = field(default_factory=list)
+    tails: dict[int, frozenset[int]] = field(default_factory=dict)
+    open: bool = True
+
+    def add(self, stream: int, work: Work) -> None:
+        behind = self.tails[stream]
+        if isinstance(work[1], Launch) and work[1].early:
+            before = [self.nodes[index][0][0] for index in behind]
+            if before != ["launch"]:
+                raise DeviceError(f"a kernel that begins early comes behind {before}, not a kernel")
+        self.nodes.append((work, behind))
+        self.tails[stream] = frozenset([len(self.nodes) - 1])
+
+    def joined(self) -> bool:
+        """Whether the stream where it began comes after everything."""
+        seen: set[int] = set()
+        pending = list(self.tails[self.origin])
+        while pending:
+            index = pending.pop()
+            if index not in seen:
+                seen.add(index)
+                pending += self.nodes[index][1]
+        return len(seen) == len(self.nodes)
 
 
 @dataclass
@@ -42,7 +74,7 @@ class NullDevice:
 
     ``counts`` tells how often each thing happened ("launch" for kernels that would have run,
     "captured launch" for those put into a graph, "graph launch", "upload", "download", "copy",
-    "clear", "allocate", ..., "refused" for what names nothing), ``nbytes`` how many bytes were moved
+    "clear", "allocate", ..., "refused" for what names nothing), ``nbytes`` how many bytes moved
     or are held, ``launches`` every kernel that would have run, in order. ``fault`` makes the next
     wait fail, once and for all.
     """
@@ -63,8 +95,11 @@ class NullDevice:
         self._events: set[int] = set()
         self._modules: dict[int, bytes] = {}
         self._functions: dict[int, str] = {}
-        self._graphs: dict[int, list[Work]] = {}
-        self._capturing: dict[int, list[Work]] = {}
+        self._graphs: dict[int, list[Node]] = {}
+        #: By stream; streams that are part of one capture share it.
+        self._capturing: dict[int, _Capture] = {}
+        #: Events recorded while a stream was captured, and what they stand for there.
+        self._captured: dict[int, tuple[_Capture, frozenset[int]]] = {}
         self._libraries: dict[LibraryName, _NullLibrary] = {}
 
     def _number(self) -> int:
@@ -160,7 +195,7 @@ class NullDevice:
             self.execute(stream, (what, subject, action))
             return
         self._check(what not in ("upload", "download"), f"an {what} into a graph")
-        self._capturing[stream].append((what, subject, action))
+        self._capturing[stream].add(stream, (what, subject, action))
         self.counts[f"captured {what}"] += 1
 
     def execute(self, stream: int, work: Work) -> None:
@@ -210,10 +245,15 @@ class NullDevice:
         self._events.discard(event)
 
     def record(self, event: int, stream: int) -> None:
-        """Count an event."""
+        """Count an event; while the stream is captured, a place in the graph."""
         self._check(event in self._events and stream in self._streams, "an event that is gone")
-        self._check(stream not in self._capturing, "an event in a graph")
-        self.counts["record"] += 1
+        self._captured.pop(event, None)
+        if stream in self._capturing:
+            capture = self._capturing[stream]
+            self._captured[event] = capture, capture.tails[stream]
+            self.counts["captured record"] += 1
+        else:
+            self.counts["record"] += 1
 
     def record_in_graph(self, event: int, stream: int) -> None:
         """Put an event into a graph."""
@@ -222,9 +262,18 @@ class NullDevice:
         self.submit(stream, "record", event, None)
 
     def wait(self, stream: int, event: int) -> None:
-        """Count a wait."""
+        """Count a wait; behind an event of a capture the stream is captured, too."""
         self._check(event in self._events and stream in self._streams, "an event that is gone")
-        self.counts["wait"] += 1
+        if event not in self._captured:
+            self._check(stream not in self._capturing, "a wait in a graph for what is outside")
+            self.counts["wait"] += 1
+            return
+        capture, behind = self._captured[event]
+        self._check(capture.open, "a wait for an event of a capture that ended")
+        known = self._capturing.setdefault(stream, capture)
+        self._check(known is capture, "a wait of one capture for another")
+        capture.tails[stream] = capture.tails.get(stream, frozenset()) | behind
+        self.counts["captured wait"] += 1
 
     def synchronize_event(self, event: int) -> None:
         """Count a wait of the host."""
@@ -282,26 +331,41 @@ class NullDevice:
         """Collect what is enqueued on a stream."""
         self._check(stream in self._streams - set(_DEFAULTS), "a default stream to capture")
         self._check(stream not in self._capturing, "two captures on one stream")
-        self._capturing[stream] = []
+        self._capturing[stream] = _Capture(stream, tails={stream: frozenset()})
 
     def end_capture(self, stream: int) -> int:
         """What was collected."""
-        self._check(stream in self._capturing, "an end of a capture that did not begin")
+        capture = self._capturing.get(stream)
+        known = capture is not None and capture.origin == stream
+        self._check(known, "an end of a capture that did not begin")
+        assert capture is not None
+        self.abandon_capture(stream)
+        self._check(
+            capture.joined(), "a capture that ends before all of its streams are waited for"
+        )
         graph = self._number()
-        self._graphs[graph] = self._capturing.pop(stream)
+        self._graphs[graph] = capture.nodes
         self.counts["capture"] += 1
         return graph
 
     def abandon_capture(self, stream: int) -> None:
         """Forget what was collected."""
-        self._capturing.pop(stream, None)
+        capture = self._capturing.get(stream)
+        if capture is not None:
+            capture.open = False
+            for other in capture.tails:
+                del self._capturing[other]
 
     def launch_graph(self, graph: int, stream: int) -> None:
         """Count a launch of a graph and everything in it."""
         self._check(graph in self._graphs and stream in self._streams, "a graph that is gone")
         self.counts["graph launch"] += 1
-        for work in self._graphs[graph]:
+        for work in self.ordered(self._graphs[graph]):
             self.execute(stream, work)
+
+    def ordered(self, nodes: Sequence[Node]) -> list[Work]:
+        """The work of a graph in an order in which it may run: as it was collected."""
+        return [work for work, _ in nodes]
 
     def destroy_graph(self, graph: int) -> None:
         """Forget a graph."""

@@ -11,11 +11,12 @@ from engine.ir.types import TensorType
 from engine.ops.control import BatchedScan, ControlOperator, If, Loop
 from engine.ops.flex_attention import FlexAttention
 from engine.plan.accesses import step_accesses
-from engine.plan.device import LaunchStep, Scalar, TensorMap
+from engine.plan.device import LANES, LaunchStep, Scalar, TensorMap
 from engine.plan.device_json import DeviceStep
 from engine.plan.expressions import LARGEST, LARGEST_PRODUCT, interval
 from engine.plan.fields import brief, refuse
-from engine.plan.guards import hold
+from engine.plan.guards import flat_steps, hold
+from engine.plan.lanes import check_order, lane_of, order_steps
 from engine.plan.operators import read_operator
 from engine.plan.recipes import check_recipe
 from engine.plan.slots import Storage, check_slots, is_fixed, slot_symbols
@@ -80,8 +81,32 @@ def _check(program: Program, where: str, weights: Mapping[str, Weight], *, top: 
     for index in program.inputs:
         _need(state, slot_symbols(program.slots[index]), f"{where}.inputs")
     _walk(program.steps, f"{where}.steps", state)
+    _check_lanes(program, points)
     for index in program.outputs:
         _readable(state, index, f"{where}.outputs")
+
+
+def _check_lanes(program: Program, points: Points) -> None:
+    """At every point of the profile, steps that run side by side touch different memory."""
+    if not _any_lanes(program.steps):
+        return
+    for point in points:
+        try:
+            steps = list(flat_steps(program.steps, point))
+            order = order_steps(program, steps, point)
+        except KeyError:  # sizes that only a run settles
+            continue
+        if order is not None:
+            check_order(program, steps, point, order)
+
+
+def _any_lanes(steps: Sequence[Step]) -> bool:
+    return any(
+        any(_any_lanes(chosen) for _, chosen in step.cases)
+        if isinstance(step, ChooseStep)
+        else lane_of(step) > 0
+        for step in steps
+    )
 
 
 def _walk(steps: Sequence[Step], where: str, state: _State) -> None:
@@ -97,6 +122,8 @@ def _walk(steps: Sequence[Step], where: str, state: _State) -> None:
         elif isinstance(step, HostStep):
             _host_step(step, at, state)
         else:
+            if not 0 <= step.lane < LANES:
+                refuse(f"{at}.lane", f"there is no lane {step.lane}, only {LANES}")
             _device_step(step, at, state)
 
 

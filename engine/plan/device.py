@@ -14,6 +14,7 @@ from typing import Any, Literal
 from engine.ir.sizes import Dim
 
 __all__ = [
+    "LANES",
     "ClearStep",
     "DeviceFunction",
     "LaunchStep",
@@ -28,6 +29,8 @@ __all__ = [
     "TensorMapForm",
 ]
 
+#: How many streams a context may use at once: lane 0 is its own one, the others are auxiliary.
+LANES = 4
 ScalarKind = Literal["i32", "i64", "f32"]
 
 
@@ -106,12 +109,13 @@ Parameter = Pointer | Scalar | TensorMap | Null
 
 @dataclass(frozen=True, slots=True)
 class LaunchStep:
-    """One launch of a function; ``grid`` is in blocks."""
+    """One launch of a function; ``grid`` is in blocks, ``lane`` as in `engine.plan.lanes`."""
 
     function: int
     grid: tuple[Dim, Dim, Dim]
     parameters: tuple[Parameter, ...]
     layer: int
+    lane: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +141,7 @@ class LibraryStep:
     sizes: tuple[Dim, ...]
     workspace: int | None
     layer: int
+    lane: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,3 +150,4 @@ class ClearStep:
 
     slot: int
     layer: int
+    lane: int = 0

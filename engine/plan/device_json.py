@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from engine.ir.sizes import Dim, dim_to_json
 from engine.plan.device import (
+    LANES,
     ClearStep,
     DeviceFunction,
     LaunchStep,
@@ -108,7 +109,12 @@ def _form(value: Any, where: str) -> TensorMapForm:
 
 
 def device_step_to_json(step: DeviceStep) -> dict[str, Any]:
-    """A device step as JSON; its first key tells its kind."""
+    """A device step as JSON; its first key tells its kind. The main lane goes without saying."""
+    found = _step_to_json(step)
+    return {**found, "lane": step.lane} if step.lane else found
+
+
+def _step_to_json(step: DeviceStep) -> dict[str, Any]:
     if isinstance(step, LaunchStep):
         return {
             "launch": step.function,
@@ -152,13 +158,19 @@ def _parameter_to_json(item: Parameter) -> list[Any]:
 
 def device_step_from_json(value: dict[str, Any], where: str, known: Known) -> DeviceStep | None:
     """The device step that `device_step_to_json` wrote, None when it is another kind of step."""
+    lane = 0
+    if "lane" in value:
+        lane = integer(value["lane"], f"{where}.lane", 1, LANES - 1)
+        value = {name: item for name, item in value.items() if name != "lane"}
     if "launch" in value:
-        return _launch(value, where, known)
+        return _launch(value, where, known, lane)
     if "library" in value:
-        return _library(value, where, known)
+        return _library(value, where, known, lane)
     if "clear" in value:
         slot, layer = entries(value, where, ("clear", "layer"))
-        return ClearStep(_index(slot, f"{where}.clear"), _index(layer, f"{where}.layer"))
+        return ClearStep(_index(slot, f"{where}.clear"), _index(layer, f"{where}.layer"), lane)
+    if lane:
+        refuse(f"{where}.lane", "only steps of the device run on a lane")
     return None
 
 
@@ -170,7 +182,7 @@ def _dims(value: Any, where: str, known: Known) -> tuple[Dim, ...]:
     return items(value, where, lambda v, at: read_dim(v, at, known))
 
 
-def _launch(value: Any, where: str, known: Known) -> LaunchStep:
+def _launch(value: Any, where: str, known: Known, lane: int) -> LaunchStep:
     function, grid, parameters, layer = entries(
         value, where, ("launch", "grid", "parameters", "layer")
     )
@@ -181,6 +193,7 @@ def _launch(value: Any, where: str, known: Known) -> LaunchStep:
         (x, y, z),
         items(parameters, f"{where}.parameters", read),
         _index(layer, f"{where}.layer"),
+        lane,
     )
 
 
@@ -210,7 +223,7 @@ def _parameter(value: Any, where: str, known: Known) -> Parameter:
     return Scalar(cast(ScalarKind, kind), read_dim(number, where, known))
 
 
-def _library(value: Any, where: str, known: Known) -> LibraryStep:
+def _library(value: Any, where: str, known: Known, lane: int) -> LibraryStep:
     library, call, operands, sizes, workspace, layer = entries(
         value, where, ("library", "call", "operands", "sizes", "workspace", "layer")
     )
@@ -228,4 +241,5 @@ def _library(value: Any, where: str, known: Known) -> LibraryStep:
         _dims(sizes, f"{where}.sizes", known),
         None if workspace is None else _index(workspace, f"{where}.workspace"),
         _index(layer, f"{where}.layer"),
+        lane,
     )

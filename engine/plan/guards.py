@@ -1,13 +1,13 @@
-"""Whether the guards of a case hold for given sizes."""
+"""Whether the guards of a case hold for given sizes, and which steps run at them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from engine.ir.sizes import evaluate
-from engine.plan.structure import ChooseStep, Guard, Step
+from engine.plan.structure import ChooseStep, FlatStep, Guard, Step
 
-__all__ = ["choose", "hold"]
+__all__ = ["choose", "flat_steps", "hold"]
 
 
 def hold(guards: Sequence[Guard], bindings: Mapping[str, int]) -> bool:
@@ -28,3 +28,12 @@ def hold(guards: Sequence[Guard], bindings: Mapping[str, int]) -> bool:
 def choose(step: ChooseStep, bindings: Mapping[str, int]) -> tuple[Step, ...]:
     """The steps of the first case whose guards hold."""
     return next(steps for guards, steps in step.cases if hold(guards, bindings))
+
+
+def flat_steps(steps: Sequence[Step], sizes: Mapping[str, int]) -> Iterator[FlatStep]:
+    """The steps that run for these sizes, with every choice made."""
+    for step in steps:
+        if isinstance(step, ChooseStep):
+            yield from flat_steps(choose(step, sizes), sizes)
+        else:
+            yield step

@@ -13,7 +13,7 @@ from engine.plan.fields import brief, refuse
 from engine.plan.structure import Program, Slot, Weight
 from engine.plan.symbols import Points, ranges
 
-__all__ = ["Storage", "check_slots", "is_fixed", "root_of", "slot_symbols"]
+__all__ = ["Storage", "check_slots", "is_fixed", "locate", "root_of", "slot_nbytes", "slot_symbols"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,24 @@ def root_of(program: Program, slot: int) -> int:
             return seen
         seen = alias
     raise ValueError(f"the views of slot {slot} form a cycle")
+
+
+def slot_nbytes(program: Program, index: int, sizes: Mapping[str, int]) -> int:
+    """Bytes of a tensor slot."""
+    kind = program.slots[index].type
+    assert isinstance(kind, TensorType)
+    return evaluate(kind.elements, sizes) * kind.dtype.nbytes
+
+
+def locate(program: Program, slot: int, elements: int, sizes: Mapping[str, int]) -> tuple[int, int]:
+    """The root of a slot, and where ``elements`` into the slot lies in it, in bytes."""
+    kind = program.slots[slot].type
+    assert isinstance(kind, TensorType)
+    nbytes = elements * kind.dtype.nbytes
+    while (above := program.slots[slot].alias) is not None:
+        nbytes += evaluate(program.slots[slot].offset, sizes)
+        slot = above
+    return slot, nbytes
 
 
 def check_slots(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby, zip_longest
 from typing import TYPE_CHECKING, Any
@@ -27,12 +27,19 @@ from engine.plan.device import (
     Scalar,
     TensorMap,
 )
-from engine.plan.slots import is_fixed
+from engine.plan.guards import flat_steps
+from engine.plan.lanes import lane_of, order_steps
+from engine.plan.slots import is_fixed, locate, slot_nbytes
 from engine.plan.structure import FlatStep, HostStep, KernelStep
 from engine.runtime.cuda_layout import lay_out, named_layers
 from engine.runtime.cuda_meaning import run_on_device
-from engine.runtime.host import HostCall
-from engine.runtime.steps import flat_steps, locate, slot_nbytes
+from engine.runtime.cuda_segments import (
+    DeviceSegment,
+    DeviceStep,
+    HostSegment,
+    Lanes,
+    LaneSchedule,
+)
 
 if TYPE_CHECKING:
     from engine.runtime.cuda_engine import CudaEngine
@@ -55,59 +62,37 @@ class PortPlace:
     nbytes: int
 
 
-@dataclass(slots=True)
-class _DeviceStep:
-    """One step ready to be enqueued; ``launch`` is None for anything but a kernel of ours."""
-
-    layer: int
-    enqueue: Enqueue
-    launch: Launch | None = None
-
-
-@dataclass(slots=True)
-class _DeviceSegment:
-    steps: list[_DeviceStep] = field(default_factory=list)
-    graph: int | None = None
-
-    @property
-    def layers(self) -> list[int]:
-        return list(dict.fromkeys(step.layer for step in self.steps))
-
-    def enqueue(self, stream: int) -> None:
-        for step in self.steps:
-            step.enqueue(stream)
-
-
-@dataclass(slots=True)
-class _HostSegment:
-    step: HostStep
-    call: HostCall
-
-
 class CudaBinding:
     """Runs one program at one set of sizes and addresses; used by one thread at a time.
 
     ``external`` gives addresses of inputs and outputs that do not lie in the context's memory.
+    ``lanes`` are auxiliary streams that others who run after it use, too.
     """
 
     def __init__(
-        self, engine: CudaEngine, sizes: Mapping[str, int], external: Mapping[int, int]
+        self,
+        engine: CudaEngine,
+        sizes: Mapping[str, int],
+        external: Mapping[int, int],
+        lanes: Lanes | None = None,
     ) -> None:
         self.engine, self.program, self.device = engine, engine.program, engine.device
         self.sizes, self.external = dict(sizes), dict(external)
         self.steps = list(flat_steps(self.program.steps, sizes))
+        self.order = order_steps(self.program, self.steps, sizes)
         self.layout = lay_out(self.program, self.steps, sizes, self.external)
         self.runs = 0
         self.generation = -1
         self.launches = 0
         self.ports: dict[int, PortPlace] = {}
-        self._segments: list[_DeviceSegment | _HostSegment] = []
+        self._segments: list[DeviceSegment | HostSegment] = []
         self._base = self._zeros = 0
+        self._lanes = lanes or Lanes(self.device)
 
     def close(self) -> None:
         """Destroy the graphs; the binding has to be prepared before it runs again."""
         for segment in self._segments:
-            if isinstance(segment, _DeviceSegment) and segment.graph is not None:
+            if isinstance(segment, DeviceSegment) and segment.graph is not None:
                 self.device.destroy_graph(segment.graph)
                 segment.graph = None
         self._segments = []
@@ -116,7 +101,7 @@ class CudaBinding:
     @property
     def graphs(self) -> int:
         """How many graphs were captured."""
-        found = (s for s in self._segments if isinstance(s, _DeviceSegment))
+        found = (s for s in self._segments if isinstance(s, DeviceSegment))
         return sum(segment.graph is not None for segment in found)
 
     # Preparing --------------------------------------------------------------------------------
@@ -131,8 +116,8 @@ class CudaBinding:
         self.ports = self._port_places()
         self.runs, self.launches = 0, 0
         overlaps = programmatic and self.device.target.capability >= _OVERLAPS
-        current: _DeviceSegment | None = None
-        for step in self.steps:
+        current: DeviceSegment | None = None
+        for position, step in enumerate(self.steps):
             if isinstance(step, KernelStep):
                 raise PlanCorruptError(
                     f"layer {step.layer} runs on a processor, the plan says it is for a GPU; "
@@ -142,18 +127,30 @@ class CudaBinding:
                 if step.function == "cupy":
                     cupy_module()
                 call = self.engine.calls[id(step)].at(self.sizes)
-                self._segments.append(_HostSegment(step, call))
+                self._end_segment(current, position)
+                self._segments.append(HostSegment(step, call))
                 current = None
                 continue
             if current is None:
-                current = _DeviceSegment()
-            ready = self._device_step(step, current, overlaps=overlaps)
+                current = self._new_segment(position)
+            ready = self._device_step(step, current, position, overlaps=overlaps)
             if ready is not None:
-                if not current.steps:
+                if current.empty:
                     self._segments.append(current)
-                current.steps.append(ready)
+                current.add(position, ready)
                 self.launches += 1
+        self._end_segment(current, len(self.steps))
         self.generation = generation
+
+    def _new_segment(self, position: int) -> DeviceSegment:
+        if self.order is None:
+            return DeviceSegment()
+        return DeviceSegment(lanes=LaneSchedule(self._lanes, self.order, position))
+
+    @staticmethod
+    def _end_segment(segment: DeviceSegment | None, position: int) -> None:
+        if segment is not None and segment.lanes is not None:
+            segment.lanes.end(position)
 
     def _port_places(self) -> dict[int, PortPlace]:
         found = {}
@@ -175,26 +172,30 @@ class CudaBinding:
         )
 
     def _device_step(
-        self, step: FlatStep, segment: _DeviceSegment, *, overlaps: bool
-    ) -> _DeviceStep | None:
+        self, step: FlatStep, segment: DeviceSegment, position: int, *, overlaps: bool
+    ) -> DeviceStep | None:
         """A step with its addresses; None when there is nothing to do at these sizes."""
+        lane = lane_of(step)
         if isinstance(step, LaunchStep):
-            follows = bool(segment.steps) and segment.steps[-1].launch is not None
-            launch = self._launch(step, early=overlaps and follows)
-            if launch is None:
-                return None
-            return _DeviceStep(step.layer, self.device.prepare(launch), launch)
+            launch = self._launch(step, early=overlaps and segment.follows_launch(lane, position))
+            if launch is not None:
+                return DeviceStep(step.layer, self.device.prepare(launch), launch, lane)
+            # What comes after an empty launch on its lane may rely on what that waited for.
+            return (
+                None if self.order is None else DeviceStep(step.layer, lambda _: None, None, lane)
+            )
         if isinstance(step, LibraryStep):
-            return _DeviceStep(step.layer, self._library(step))
+            return DeviceStep(step.layer, self._library(step), None, lane)
         if isinstance(step, ClearStep):
             address, nbytes = self.address(step.slot), self._nbytes(step.slot)
-            return _DeviceStep(step.layer, lambda s: self.device.clear(address, nbytes, s))
+            clear = partial(self.device.clear, address, nbytes)
+            return DeviceStep(step.layer, clear, None, lane)
         assert isinstance(step, HostStep) and step.inputs[0] is not None
         source, to = self.address(step.inputs[0]), self.address(step.outputs[0])
         count = self._nbytes(step.outputs[0])
         if count != self._nbytes(step.inputs[0]):
             raise PlanCorruptError(f"layer {step.layer}: a copy changes its size")
-        return _DeviceStep(step.layer, lambda s: self.device.copy(to, source, count, s))
+        return DeviceStep(step.layer, lambda s: self.device.copy(to, source, count, s))
 
     def _nbytes(self, slot: int) -> int:
         return slot_nbytes(self.program, slot, self.sizes)
@@ -318,7 +319,7 @@ class CudaBinding:
         own, the second run captures a graph of each segment and later ones only launch it.
         """
         for segment in self._segments:
-            if isinstance(segment, _HostSegment):
+            if isinstance(segment, HostSegment):
                 self._run_host(segment, stream, values)
             elif capture_on is None or self.runs == 0:
                 segment.enqueue(stream)
@@ -329,7 +330,7 @@ class CudaBinding:
                 self.device.launch_graph(segment.graph, stream)
         self.runs += 1
 
-    def _captured(self, enqueue: Callable[[], None], stream: int, segment: _DeviceSegment) -> int:
+    def _captured(self, enqueue: Callable[[], None], stream: int, segment: DeviceSegment) -> int:
         """A graph of what is enqueued on a stream."""
         self.device.begin_capture(stream)
         try:
@@ -348,7 +349,7 @@ class CudaBinding:
     def run_apart(self, stream: int, values: dict[int, Any]) -> None:
         """Run step by step, waiting after each: a fault is reported with its layer."""
         for segment in self._segments:
-            if isinstance(segment, _HostSegment):
+            if isinstance(segment, HostSegment):
                 self._apart(segment.step.layer, stream, self._run_host, segment, stream, values)
                 continue
             for step in segment.steps:
@@ -372,7 +373,7 @@ class CudaBinding:
         """
         times: dict[int, int] = {}
         for segment in self._segments:
-            if isinstance(segment, _HostSegment):
+            if isinstance(segment, HostSegment):
                 self.device.synchronize(stream)
                 started = time.perf_counter_ns()
                 self._run_host(segment, stream, values)
@@ -384,7 +385,7 @@ class CudaBinding:
         return times
 
     def _profile(
-        self, segment: _DeviceSegment, stream: int, capture_on: int | None, times: dict[int, int]
+        self, segment: DeviceSegment, stream: int, capture_on: int | None, times: dict[int, int]
     ) -> None:
         device = self.device
         groups = [
@@ -419,7 +420,7 @@ class CudaBinding:
             for event in events:
                 device.destroy_event(event)
 
-    def _alone(self, step: _DeviceStep) -> Enqueue:
+    def _alone(self, step: DeviceStep) -> Enqueue:
         """The step, never overlapping with the one before it."""
         if step.launch is None or not step.launch.early:
             return step.enqueue
@@ -427,7 +428,7 @@ class CudaBinding:
 
     # Host steps -------------------------------------------------------------------------------
 
-    def _run_host(self, segment: _HostSegment, stream: int, values: dict[int, Any]) -> None:
+    def _run_host(self, segment: HostSegment, stream: int, values: dict[int, Any]) -> None:
         if segment.step.function == "cupy":
             inputs = [None if slot is None else self._tensor(slot) for slot in segment.step.inputs]
             outputs = [self._tensor(slot) for slot in segment.step.outputs]

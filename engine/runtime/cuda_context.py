@@ -23,6 +23,7 @@ from engine.runtime.cuda_feeds import (
 )
 from engine.runtime.cuda_layout import ALIGNMENT, named_layers
 from engine.runtime.cuda_memory import Block, Stream, spelled_nbytes
+from engine.runtime.cuda_segments import Lanes
 from engine.runtime.cuda_transfers import Fixed, Run, State, Transfers
 from engine.runtime.feeds import bind_symbols
 
@@ -70,6 +71,7 @@ class CudaContext:
         self._states: dict[int, State] = {}
         self._transfers = Transfers(engine, self.stream, self._fixed, self._states)
         self._capture_stream: Stream | None = None
+        self._lanes = Lanes(self.device)
         program = engine.program
         #: Outputs that update an input, by the slot of the input.
         self._updates = {
@@ -106,6 +108,7 @@ class CudaContext:
         self._zeros.close()
         self._states.clear()
         self._transfers.close()
+        self._lanes.close()
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
@@ -324,7 +327,7 @@ class CudaContext:
         key = (*(sizes[name] for name in sorted(sizes)), *sorted(external.items()))
         bound = self._bound.get(key)
         if bound is None:
-            bound = CudaBinding(self.engine, sizes, external)
+            bound = CudaBinding(self.engine, sizes, external, self._lanes)
         self._reserve(bound)
         if bound.generation != self._generation:
             bound.prepare(

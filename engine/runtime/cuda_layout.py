@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from engine.plan.arena import ALIGNMENT, Arena, plan_arena
+from engine.plan.lanes import check_order, order_steps
 from engine.plan.slots import is_fixed
 from engine.plan.structure import FlatStep, Program
 from engine.runtime.steps import arena_requests, slot_nbytes
@@ -36,9 +37,13 @@ def lay_out(
 ) -> Layout:
     """Plan a context's memory for the steps that run at these sizes.
 
-    Inputs and outputs in ``external`` need no place in it.
+    Inputs and outputs in ``external`` need no place in it. Raises PlanCorruptError when steps that
+    run side by side touch the same memory.
     """
     arena = plan_arena(arena_requests(program, steps, sizes))
+    order = order_steps(program, steps, sizes)
+    if order is not None:
+        check_order(program, steps, sizes, order, arena.offsets)
     places, end = dict(arena.offsets), arena.nbytes
     zeros: dict[int, int] = {}
     zeros_end = 0
