@@ -1,0 +1,289 @@
+"""Hopper's product split along k inside a cluster against its meaning, under a model of it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from engine.cuda.compile import compile_kernels
+from engine.cuda.hopper_split import SplitTail, SplitTile, check_split
+from engine.cuda.hopper_split_tiles import SplitProblem, predicted
+from engine.cuda.kernel import Compiled
+from engine.ir.graph import Graph, Node
+from engine.ir.sizes import symbol
+from engine.ir.types import DType, TensorType
+from engine.lower.placement import Placement
+from engine.ops.expression import cast
+from engine.plan.device import LaunchStep
+from engine.tactics.nvrtc_hopper_split import NvrtcHopperSplit
+from engine.tactics.tactic import Candidate, Refusal
+from engine.target import CudaTarget, describe
+from tests import cuda_layer as layers
+from tests.cuda_shim import ShimError
+from tests.engine.tactics.test_nvrtc_hopper_convolution import convolution
+from tests.engine.tactics.test_nvrtc_hopper_gemm import EPILOGUES, SUM, product
+from tests.hopper_shim import run_layer, run_product
+
+FOUND = describe("cuda:sm90")
+assert isinstance(FOUND, CudaTarget)
+TARGET = FOUND
+HALF, BRAIN, FULL = DType.FLOAT16, DType.BFLOAT16, DType.FLOAT32
+
+
+def rows(features: int, pixels: int, split: int, share: int = 1) -> SplitTile:
+    """Pixels are the rows of the product; a tile may have fewer than its groups."""
+    groups = -(-pixels // 64)
+    return SplitTile(features, 64 * groups, groups, split, False, (1, 1, pixels), share)
+
+
+def swapped(features: int, pixels: int, split: int, share: int = 1) -> SplitTile:
+    """Features are the rows of the product."""
+    wide = -(-pixels // 8) * 8
+    return SplitTile(features, wide, features // 64, split, True, (1, 1, pixels), share)
+
+
+def boxed(tile: SplitTile, box: tuple[int, int, int]) -> SplitTile:
+    return dataclasses.replace(tile, box=box)
+
+
+def candidate_of(tile: SplitTile) -> Candidate:
+    return NvrtcHopperSplit()._candidate(tile, TARGET)
+
+
+def check(
+    graph: Graph,
+    node: Node,
+    tile: SplitTile,
+    *,
+    placed: dict[int, Placement] | None = None,
+    **point: int,
+) -> None:
+    found = run_layer(graph, node, candidate_of(tile), point, placed=placed)
+    (expected,) = layers.meaning(node)
+    assert found.dtype == expected.dtype
+    rtol = 1.6e-2 if DType.of(found.dtype) is BRAIN else 2e-3
+    wide = expected.astype(np.float32)
+    np.testing.assert_allclose(found.astype(np.float32), wide, rtol=rtol, atol=rtol)
+
+
+TILES = [
+    rows(24, 64, 1),
+    rows(16, 64, 2),
+    rows(40, 40, 3),
+    rows(16, 128, 2),
+    rows(8, 64, 4, 2),
+    rows(24, 64, 1, 2),
+    swapped(64, 8, 1),
+    swapped(64, 24, 3),
+    swapped(64, 30, 2, 2),
+    swapped(128, 16, 2),
+    swapped(64, 16, 1, 4),
+    swapped(64, 8, 8),
+]
+
+
+@pytest.mark.parametrize("tile", TILES, ids=lambda tile: str(tuple(tile.to_json().values())))
+def test_every_way_of_cutting_is_right_at_all_edges(tile: SplitTile) -> None:
+    """Rows, columns and depth that fill no tile, parts of k of unequal length."""
+    steps = max(tile.split, 4) + (tile.split == 3)
+    k = steps * 64 - 24 if tile.split < 8 else 8 * 64
+    graph, node = product("residual", 75, 136, k)
+    check(graph, node, tile, M=75)
+
+
+@pytest.mark.parametrize("name", EPILOGUES)
+@pytest.mark.parametrize("tile", [rows(16, 64, 2), swapped(64, 24, 2), swapped(64, 16, 1)], ids=str)
+def test_epilogues(name: str, tile: SplitTile) -> None:
+    check(*product(name, 50, 72, 136), tile, M=50)
+
+
+@pytest.mark.parametrize("n", [77, 130])
+def test_rows_of_the_result_that_begin_anywhere(n: int) -> None:
+    check(*product("residual", 21, n, 136), swapped(64, 24, 2), M=21)
+    check(*product("bias", 21, n, 136), rows(24, 64, 2), M=21)
+
+
+def test_other_types() -> None:
+    check(*product("sum", 40, 72, 200, dtype=BRAIN), swapped(64, 16, 2), M=40)
+    check(*product("residual", 40, 72, 136, result=FULL), rows(16, 64, 3), M=40)
+    check(*product("residual", 40, 75, 136, result=FULL), swapped(64, 16, 3), M=40)
+
+
+def test_a_matrix_that_is_turned_and_one_that_changes() -> None:
+    check(*product("bias", 20, 64, 128, transposed=False), swapped(64, 24, 2), M=20)
+    graph, node = product("bias", 20, 64, 128, fixed=False)
+    tile = swapped(64, 24, 2)
+    check(graph, node, tile, M=20)
+    source = layers.emitted(graph, node, candidate_of(tile)).device_kernels[0].source
+    assert "#define CONSTANT 0" in source, "a matrix that others write is read before the wait"
+
+
+@pytest.mark.parametrize(
+    ("tile", "box"),
+    [
+        (rows(24, 64, 2), (1, 7, 9)),
+        (rows(16, 64, 3), (3, 3, 7)),
+        (swapped(64, 40, 4), (1, 4, 9)),
+        (swapped(64, 16, 2, 2), (1, 3, 5)),
+        (swapped(64, 64, 1), (2, 5, 6)),
+    ],
+    ids=str,
+)
+def test_boxes_of_all_shapes(tile: SplitTile, box: tuple[int, int, int]) -> None:
+    graph, node = convolution("residual", (3, 5, 9), (40, 72), taps=(2, 3))
+    check(graph, node, boxed(tile, box), N=3)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"strides": (2, 2)},
+        {"strides": (2, 1), "taps": (1, 1), "pads": (0, 0, 0, 0)},
+        {"dilations": (2, 3), "pads": (2, 3, 2, 3)},
+        {"taps": (2, 5), "pads": (0, 3, 1, 1)},
+        {"dtype": BRAIN},
+    ],
+    ids=str,
+)
+def test_windows_of_all_kinds(how: dict[str, object]) -> None:
+    graph, node = convolution("bias", (2, 11, 10), (40, 72), **how)  # type: ignore[arg-type]
+    split = 1 if how.get("taps") == (1, 1) else 2
+    check(graph, node, boxed(swapped(64, 40, split), (1, 5, 8)), N=2)
+    check(graph, node, boxed(rows(24, 64, split), (1, 6, 10)), N=2)
+
+
+@pytest.mark.parametrize("offset", [16, 77])
+def test_slices_of_wider_tensors(offset: int) -> None:
+    """A result and an operand at any element; activations at multiples of sixteen bytes."""
+    graph, node = product("residual", 20, 72, 128)
+    wide = graph.value("wide", TensorType(HALF, (symbol("M"), 500)))
+    aligned = graph.value("aligned", TensorType(HALF, (symbol("M"), 400)))
+    placed = {id(node.inputs[0]): Placement(aligned, 8, 400)}
+    placed[id(node.inputs[3])] = Placement(wide, offset + 150, 500)
+    placed[id(node.outputs[0])] = Placement(wide, offset, 500)
+    check(graph, node, swapped(64, 24, 2), placed=placed, M=20)
+
+
+def test_an_image_in_a_slice() -> None:
+    graph, node = convolution("residual", (2, 6, 7), (64, 64))
+    wide = graph.value("wide", TensorType(HALF, (symbol("N"), 6, 7, 400)))
+    places = [(node.inputs[0], 16), (node.inputs[3], 121), (node.outputs[0], 201)]
+    placed = {id(value): Placement(wide, start, 400) for value, start in places}
+    check(graph, node, boxed(swapped(64, 24, 3), (1, 3, 7)), placed=placed, N=2)
+
+
+def test_activations_that_no_tensor_map_describes_are_served_by_the_plain_kernel() -> None:
+    graph, node = product("bias", 20, 72, 64)
+    wide = graph.value("wide", TensorType(HALF, (symbol("M"), 100)))
+    placed = {id(node.inputs[0]): Placement(wide, 3, 100)}
+    candidate = candidate_of(swapped(64, 24, 1))
+    (found,) = layers.run_candidate(graph, node, candidate, {"M": 20}, placed=placed)
+    np.testing.assert_allclose(found, layers.meaning(node)[0], rtol=2e-3, atol=2e-3)
+
+
+#: What is left out or changed in the text.
+FAULTS = {
+    "products ahead of the loads": ("ef_await(full + 8 * i, 0);", ""),
+    "sums used before they are done": ("ef_wgmma_wait<0>();", "ef_wgmma_wait<1>();"),
+    "sums read before they are sent": (
+        "    ef_cluster_arrive();\n    ef_cluster_wait();\n",
+        "",
+    ),
+    "a barrier that expects too little": ("F_NBYTES + BOX * 128", "F_NBYTES"),
+    "a part that is not sent": ("owner * SHARE + mate", "owner"),
+    "values in wrong lanes": ("lane % 4 * 8 + lane / 8", "lane % 4 * 8 + lane / 4 % 4"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_model_of_the_hardware_shows_faults(fault: str) -> None:
+    graph, node = product("bias", 20, 136, 200)
+    builder = layers.emitted(graph, node, candidate_of(swapped(64, 24, 2, 2)))
+    (step,), (kernel,) = builder.steps, builder.device_kernels
+    assert isinstance(step, LaunchStep)
+    text, instead = FAULTS[fault]
+    assert text in kernel.source
+    broken = dataclasses.replace(kernel, source=kernel.source.replace(text, instead))
+    arrays = layers.filled(builder, node, {"M": 20})
+    (expected,) = layers.meaning(node)
+
+    def run() -> None:
+        run_product(broken, step, arrays, {"M": 20})
+        found = arrays[builder.slot(node.outputs[0])].reshape(expected.shape)
+        np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
+
+    with pytest.raises((AssertionError, ShimError)):
+        run()
+
+
+def test_what_is_not_served_says_why() -> None:
+    offers = NvrtcHopperSplit().offers
+    _, node = product("bias", 100, 64, 64)
+    cases = {
+        "no CUDA device": offers(node, {"M": 100}, describe("cpu")),
+        "capability 9.0": offers(node, {"M": 100}, describe("cuda:sm100")),
+        "1 to 3200 rows, not for 6304": offers(node, {"M": 6304}, TARGET),
+        "multiple of 16 bytes": offers(product("bias", 64, 64, 60)[1], {"M": 64}, TARGET),
+        "not constant": offers(
+            product("bias", 64, 64, 64, transposed=False, fixed=False)[1], {"M": 64}, TARGET
+        ),
+        "expected float16": offers(product("sum", 64, 64, 64, dtype=FULL)[1], {"M": 64}, TARGET),
+        "strides above 8": offers(
+            convolution("bias", (1, 20, 20), (64, 64), strides=(9, 1))[1], {"N": 1}, TARGET
+        ),
+        "in a few waves": offers(
+            convolution("bias", (1, 56, 56), (8, 2048), taps=(11, 11))[1], {"N": 1}, TARGET
+        ),
+    }
+    for told, refused in cases.items():
+        assert isinstance(refused, Refusal), told
+        assert told in refused.reason, refused.reason
+
+
+def test_impossible_tiles_are_refused() -> None:
+    for tile in (
+        SplitTile(64, 96, 1, 1, False, (1, 1, 96)),
+        SplitTile(20, 64, 1, 1, False, (1, 1, 64)),
+        SplitTile(64, 264, 1, 1, True, (1, 1, 264)),
+        SplitTile(64, 64, 1, 9, True, (1, 1, 64)),
+        SplitTile(64, 64, 1, 4, True, (1, 1, 64), 4),
+        SplitTile(64, 64, 1, 1, True, (1, 9, 8)),
+    ):
+        with pytest.raises(ValueError, match=r"rows|columns|steps|box"):
+            check_split(tile, 12)
+
+
+LAYERS = {
+    "qkv": product("bias", 128, 2304, 768),
+    "up": product("gelu", 128, 3072, 768),
+    "down": product("residual", 197, 768, 3072),
+    "decode": product("residual", 8, 768, 3072),
+    "1x1": product("residual", 49, 2048, 512),
+    "3x3": convolution("residual", (1, 14, 14), (256, 256)),
+    "stride": convolution("bias", (1, 28, 28), (128, 128), strides=(2, 2)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_offers_for_real_layers_compile_without_spills(name: str) -> None:
+    graph, node = LAYERS[name]
+    first = layers._data(node.inputs[0]).shape[0]  # type: ignore[arg-type]
+    found = NvrtcHopperSplit().offers(node, {"M": first, "N": first}, TARGET)
+    assert not isinstance(found, Refusal), found
+    assert len({str(item.choice) for item in found}) == len(found) >= 3
+    assert all(item.strided for item in found)
+    kernels = [layers.emitted(graph, node, item).device_kernels[0] for item in found]
+    for candidate, result in zip(found, compile_kernels(kernels, (9, 0))):
+        assert isinstance(result, Compiled), f"{candidate.choice}: {result}"
+        assert result.waits and result.spilled_nbytes == 0
+        assert result.shared_nbytes <= TARGET.shared_nbytes
+
+
+def test_the_model_prefers_a_split_where_k_is_long_and_the_result_small() -> None:
+    tail = SplitTail(cast(SUM, HALF), (), ())
+    problem = SplitProblem((1, 1, 8), 768, 3072, tail)
+    split, whole = (predicted(problem, swapped(64, 8, split), TARGET).ns for split in (8, 2))
+    assert split < whole
+    assert predicted(problem, swapped(64, 8, 8), TARGET).waves == 1
