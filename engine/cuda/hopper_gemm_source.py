@@ -138,6 +138,7 @@ EF_FUNCTION void ef_store_edge(uint16_t *y, long long pitch, uint32_t buffer, in
                                int lane) {
   #pragma unroll 1
   for (int r = 0; r < ef_least(rows, 16); ++r)
+    #pragma unroll 1
     for (int c = lane; c < ef_least(columns, 64); c += 32) {
       const uint32_t at = buffer + r * 128 + ((c / 8 ^ (r & 7)) << 4) + (c % 8 / 2) * 4;
       y[r * pitch + c] = (uint16_t)(ef_shared_word(at) >> (c % 2 * 16)); } }
