@@ -25,6 +25,7 @@ from engine.templates.attention_decode import (
     decode_kernel,
     update_kernel,
 )
+from engine.templates.attention_decode_tiles import decode_tiles
 
 __all__ = [
     "TritonAttention",
@@ -38,8 +39,6 @@ __all__ = [
 MOST = 14
 #: The most queries of a head for which the keys are split instead.
 FEW_QUERIES = 4
-#: Caches of up to so many keys are read whole, whatever the position.
-LONGEST_EAGER = 2048
 #: Bytes per second and multiprocessor that one of this class reads, and seconds of a launch.
 _BANDWIDTH = 4.3e12 / 132
 _LAUNCH = 1.5e-6
@@ -244,36 +243,6 @@ def _seconds(
     shares = -(-blocks // target.multiprocessors)
     latency = 0.8e-6 + 0.3e-6 * steps
     return _LAUNCH + rounds * latency + shares * max(work, read)
-
-
-def decode_tiles(form: AttentionForm, rows: int, keys: int, target: CudaTarget) -> list[DecodeTile]:
-    """Ways of splitting keys, the likeliest first; ``rows`` are queries of all heads."""
-    found = []
-    row_nbytes = form.width * form.dtype.nbytes
-    for columns in (32, 64, 128, 256):
-        for warps in (4, 8):
-            held = columns * row_nbytes // (warps * 32)
-            if columns > max(32, keys) or not 16 <= held <= 128:
-                continue
-            for splits in (1, 2, 4, 8, 16, 32):
-                if splits > 1 and (splits - 1) * columns >= keys:
-                    continue
-                steps = -(-keys // (columns * splits))
-                blocks = rows * splits
-                threads = warps * 32
-                together = max(1, min(2048 // threads, 65536 // (threads * (held + 60))))
-                rounds = -(-blocks // (target.multiprocessors * together))
-                share = -(-blocks // target.multiprocessors)
-                nbytes = 2 * columns * steps * row_nbytes
-                time = _LAUNCH + rounds * (0.9e-6 + steps * 0.5e-6)
-                time += max(0.0, share * nbytes / _BANDWIDTH) + (0.9e-6 if splits > 1 else 0.0)
-                found.append((time, DecodeTile(columns, splits, warps)))
-    found.sort(key=lambda item: item[0])
-    tiles = [tile for _, tile in found[:MOST]]
-    # Measured times must not depend on how full a cache is in the trial: short caches are read
-    # whole without waiting for the position, of long ones every candidate reads what counts.
-    eager = form.position != "none" and keys <= LONGEST_EAGER
-    return [replace(tile, eager=eager) for tile in tiles]
 
 
 def emit_attention(

@@ -1,11 +1,14 @@
 """Attention of one query per head over a long cache, in Triton: the keys are split over blocks.
 
 Each block reads its share of keys and values once, at the speed of memory, and multiplies without
-matrix units. Shares are merged in the same launch ("Flash-Decoding", Dao and others): a block
-writes its sum, maximum and total, counts itself, and the last to arrive merges them in order and
-sets the counter back to zero. Optionally the newest key and value, which lie elsewhere, take their
-place in the cache: the block whose share holds the place stores them, and every block that reads
-the place uses them.
+matrix units. Key i of each step belongs to stream i of the block, which has its own maximum, total
+and sum: until the streams are merged after the last step no thread needs what another found. The
+keys and values of later steps may be on their way meanwhile. Shares are merged in the same launch
+("Flash-Decoding", Dao and others): a block writes its sum, maximum and total, counts itself, and
+the last to arrive merges them in order and sets the counter back to zero. Optionally the newest key
+and value, which lie elsewhere, take their place in the cache: nobody uses what is read there, the
+first block of a head stores them, and the block whose share holds the place takes them in as one
+more stream.
 """
 
 from __future__ import annotations
@@ -32,17 +35,20 @@ class DecodeTile:
     """Keys of a step, blocks that share the keys of one query, warps of a block.
 
     An ``eager`` block reads its part of the whole cache without waiting for the position that says
-    how much of it counts.
+    how much of it counts. ``stages`` are steps whose keys and values lie or arrive in shared
+    memory; with one they come into registers.
     """
 
     keys: int
     splits: int
     warps: int
     eager: bool = False
+    stages: int = 1
 
     def to_json(self) -> dict[str, Any]:
-        """The tile as JSON."""
-        return {"decode": True, **asdict(self)}
+        """The tile as JSON; one stage goes without saying."""
+        fields = {name: value for name, value in asdict(self).items() if name != "stages"}
+        return {"decode": True, **fields} | ({"stages": self.stages} if self.stages > 1 else {})
 
 
 def decode_kernel(
@@ -88,13 +94,19 @@ def decode_kernel(
         *(f"{name}: tl.constexpr" if name in fixed else name for name in DECODE_SIZES),
         *(f"{name}: tl.constexpr" for name in constants if name not in fixed),
     ]
+    several = _several(tile, sizes["keys"])
     lines = [
-        *_places(form, tile, updates is not None, places),
-        *_share(form, tile, updated=updates is not None),
+        *_places(form, tile, updated=updates is not None, places=places, several=several),
+        *_share(form, tile, updated=updates is not None, several=several),
         *(_merge(form) if tile.splits > 1 else _store(form)),
     ]
     return _kernel("attention_decode", parameters, lines, signature, constants, aligned,
                    tile.warps, waits=waits)  # fmt: skip
+
+
+def _several(tile: DecodeTile, keys: Dim) -> bool:
+    """Whether the share of a block may take more than one step."""
+    return not isinstance(keys, int) or keys > tile.keys * tile.splits
 
 
 def _kernel(
@@ -131,8 +143,10 @@ _WAIT = [
 ]
 
 
-def _places(form: AttentionForm, tile: DecodeTile, updated: bool, places: str) -> list[str]:
-    """Which query, which keys, and where they lie."""
+def _places(
+    form: AttentionForm, tile: DecodeTile, *, updated: bool, places: str, several: bool
+) -> list[str]:
+    """Which query, which keys, and where they lie; the loads of a share that is one step."""
     lines = [
         "split = tl.program_id(0)",
         "query = tl.program_id(1) // heads",
@@ -147,6 +161,11 @@ def _places(form: AttentionForm, tile: DecodeTile, updated: bool, places: str) -
     if early:
         lines += [*_keys("keys"), *_AHEAD]
     lines += _WAIT
+    # What is read: all keys of the share when their number must not wait for the position.
+    if early:
+        lines.append("end = tl.minimum(begin + steps * BN, keys)")
+    if early and not several:
+        lines += _fetch(form, "begin")
     lines.append("last = tl.cast(keys, tl.int32)")
     if form.limited:
         lines.append("furthest = tl.cast(past, tl.int32)")
@@ -157,9 +176,8 @@ def _places(form: AttentionForm, tile: DecodeTile, updated: bool, places: str) -
     if form.limited:
         lines.append("last = tl.minimum(last, tl.maximum(furthest + 1, 0))")
     if not early:
-        lines += _keys("last")
-    # What is read: all keys of the share when their number must not wait for the position.
-    lines.append(f"end = tl.minimum(begin + steps * BN, {'keys' if early else 'last'})")
+        lines += [*_keys("last"), "end = tl.minimum(begin + steps * BN, last)"]
+        lines += [] if several else _fetch(form, "begin")
     lines += [
         "q_at = q + batch * q_batch + head * q_head + query * q_row + elements",
         "scale = " + repr(form.scale * math.log2(math.e)),
@@ -176,15 +194,18 @@ def _places(form: AttentionForm, tile: DecodeTile, updated: bool, places: str) -
             " mask=inside, other=0.0)",
             "newest_value = tl.load(new_value + batch * nv_batch + shared * nv_head + elements,"
             " mask=inside, other=0.0)",
-            # One block of each group stores, even when its query does not see the place.
-            "stores = (head % GROUP == 0) & (query == 0) & (split == 0)"
-            " & (here >= 0) & (here < keys)",
-            "tl.store(k + batch * k_batch + shared * k_head + here.to(tl.int64) * k_row"
-            " + elements, newest_key, mask=inside & stores)",
-            "tl.store(v + batch * v_batch + shared * v_head + here.to(tl.int64) * v_row"
-            " + elements, newest_value, mask=inside & stores)",
         ]
     return lines
+
+
+def _fetch(form: AttentionForm, start: str) -> list[str]:
+    """Loads of the keys and values of a step."""
+    narrow = form.width != form.head_size
+    seen = f"({start} + lanes < end)[:, None]" + (" & inside[None, :]" if narrow else "")
+    return [
+        f"key = tl.load(k_at, mask={seen}, other=0.0)",
+        f"value = tl.load(v_at, mask={seen}, other=0.0)",
+    ]
 
 
 def _keys(count: str) -> list[str]:
@@ -217,49 +238,90 @@ def _of(places: str) -> str:
     return " + batch" if places == "batch" else ""
 
 
-def _share(form: AttentionForm, tile: DecodeTile, *, updated: bool) -> list[str]:
-    """The block's keys: a running maximum, total and sum."""
-    narrow = form.width != form.head_size
-    seen = "(start + lanes < end)[:, None]" + (" & inside[None, :]" if narrow else "")
-    body = [
-        f"key = tl.load(k_at, mask={seen}, other=0.0)",
-        f"value = tl.load(v_at, mask={seen}, other=0.0)",
-    ]
+def _share(form: AttentionForm, tile: DecodeTile, *, updated: bool, several: bool) -> list[str]:
+    """The block's keys, stream by stream; ``several`` when there may be more than one step."""
+    body = _fetch(form, "start") if several else []
+    body.append("counts = (start + lanes < end) & (start + lanes < last)")
     if updated:
-        body += [
-            "newest = (start + lanes == here)[:, None]",
-            "key = tl.where(newest, newest_key[None, :], key)",
-            "value = tl.where(newest, newest_value[None, :], value)",
-        ]
-    if tile.eager and form.limited:
-        # What lies beyond may be anything, NaN too, and must not meet a weight of zero.
-        body.append("value = tl.where((start + lanes < last)[:, None], value, 0.0)")
+        body.append("counts = counts & (start + lanes != here)")
+    if updated or (tile.eager and form.limited):
+        # What does not count may be anything, NaN too, and must not meet a weight of zero.
+        body.append("value = tl.where(counts[:, None], value, 0.0)")
     body.append("scores = tl.sum(key.to(tl.float32) * queried[None, :], 1)")
     if form.mask != "none":
         body += [
             "added = tl.load(m_at, mask=start + lanes < end, other=0.0).to(tl.float32)",
             f"scores += added * {math.log2(math.e)!r}",
-            "m_at += BN",
         ]
     body += [
-        "scores = tl.where((start + lanes < end) & (start + lanes < last), scores, float('-inf'))",
-        "higher = tl.maximum(top, tl.max(scores, 0))",
-        "shift = tl.where(higher == float('-inf'), 0.0, higher)",
-        "weights = tl.exp2(scores - shift)",
-        "shrink = tl.exp2(top - shift)",
-        "total = total * shrink + tl.sum(weights, 0)",
-        "acc = acc * shrink + tl.sum(weights[:, None] * value.to(tl.float32), 0)",
-        "top = higher",
-        "k_at += BN * k_row",
-        "v_at += BN * v_row",
+        "scores = tl.where(counts, scores, float('-inf'))",
+        "higher = tl.maximum(tops, scores)",
+        "shifts = tl.where(higher == float('-inf'), 0.0, higher)",
+        "weights = tl.exp2(scores - shifts)",
+        "shrinks = tl.exp2(tops - shifts)",
+        "totals = totals * shrinks + weights",
+        "accs = accs * shrinks[:, None] + weights[:, None] * value.to(tl.float32)",
+        "tops = higher",
     ]
+    # A share of one step was loaded before: in a block of its own none of that is put off.
+    loop = "for start in tl.range(begin, end, BN):"
+    if several:
+        body += ["k_at += BN * k_row", "v_at += BN * v_row"]
+        body += ["m_at += BN"] if form.mask != "none" else []
+        stages = f", num_stages={tile.stages}" if tile.stages > 1 else ""
+        loop = f"for start in tl.range(begin, end, BN{stages}):"
     return [
-        "acc = tl.zeros((WIDTH,), tl.float32)",
-        "top = float('-inf')",
-        "total = 0.0",
-        "for start in tl.range(begin, end, BN):",
+        "accs = tl.zeros((BN, WIDTH), tl.float32)",
+        "tops = tl.full((BN,), float('-inf'), tl.float32)",
+        "totals = tl.zeros((BN,), tl.float32)",
+        loop,
         *(f"    {line}" for line in body),
+        *(_newest(form) if updated else []),
+        *_joined(updated=updated),
     ]
+
+
+def _newest(form: AttentionForm) -> list[str]:
+    """Store the newest key and value; its score, if this block's query sees it in this share."""
+    lines = [
+        # One block of each group stores, even when its query does not see the place.
+        "stores = (head % GROUP == 0) & (query == 0) & (split == 0) & (here >= 0) & (here < keys)",
+        "tl.store(k + batch * k_batch + shared * k_head + here.to(tl.int64) * k_row + elements,"
+        " newest_key, mask=inside & stores)",
+        "tl.store(v + batch * v_batch + shared * v_head + here.to(tl.int64) * v_row + elements,"
+        " newest_value, mask=inside & stores)",
+        "seen = (here >= begin) & (here < end) & (here < last)",
+        "newest = tl.sum(newest_key.to(tl.float32) * queried, 0)",
+    ]
+    if form.mask != "none":
+        row = " + query * m_row" if form.mask == "full" else ""
+        lines += [
+            f"m_here = mask + batch * m_batch + head * m_head{row} + here",
+            "added_here = tl.load(m_here, mask=seen, other=0.0).to(tl.float32)",
+            f"newest += added_here * {math.log2(math.e)!r}",
+        ]
+    lines.append("newest = tl.where(seen, newest, float('-inf'))")
+    return lines
+
+
+def _joined(*, updated: bool) -> list[str]:
+    """All streams of the block as one maximum, total and sum."""
+    lines = ["top = tl.max(tops, 0)"]
+    if updated:
+        lines.append("top = tl.maximum(top, newest)")
+    lines += [
+        "shift = tl.where(top == float('-inf'), 0.0, top)",
+        "shrinks = tl.exp2(tops - shift)",
+        "total = tl.sum(totals * shrinks, 0)",
+        "acc = tl.sum(accs * shrinks[:, None], 0)",
+    ]
+    if updated:
+        lines += [
+            "weight = tl.exp2(newest - shift)",
+            "total += weight",
+            "acc += weight * tl.where(seen, newest_value.to(tl.float32), 0.0)",
+        ]
+    return lines
 
 
 def _result(form: AttentionForm) -> list[str]:
@@ -281,14 +343,14 @@ def _merge(form: AttentionForm) -> list[str]:
     merged = [
         "shares = tl.arange(0, SPLITS)",
         "theirs = sums + (row * SPLITS + shares) * (WIDTH + 4)",
-        'tops = tl.load(theirs + WIDTH, cache_modifier=".cg")',
-        'totals = tl.load(theirs + (WIDTH + 1), cache_modifier=".cg")',
+        'their_tops = tl.load(theirs + WIDTH, cache_modifier=".cg")',
+        'their_totals = tl.load(theirs + (WIDTH + 1), cache_modifier=".cg")',
         'parts = tl.load(theirs[:, None] + elements[None, :], cache_modifier=".cg")',
-        "higher = tl.max(tops, 0)",
-        "shift = tl.where(higher == float('-inf'), 0.0, higher)",
-        "shrinks = tl.exp2(tops - shift)",
-        "total = tl.sum(totals * shrinks, 0)",
-        "acc = tl.sum(parts * shrinks[:, None], 0)",
+        "top = tl.max(their_tops, 0)",
+        "shift = tl.where(top == float('-inf'), 0.0, top)",
+        "their_shrinks = tl.exp2(their_tops - shift)",
+        "total = tl.sum(their_totals * their_shrinks, 0)",
+        "acc = tl.sum(parts * their_shrinks[:, None], 0)",
         *_result(form),
         "tl.store(counters + row, 0)",
     ]

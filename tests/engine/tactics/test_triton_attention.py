@@ -222,6 +222,7 @@ DECODES = [
     DecodeTile(64, 1, 4),
     DecodeTile(32, 4, 4),
     DecodeTile(64, 2, 4, eager=True),
+    DecodeTile(32, 1, 4, eager=True, stages=3),
     AttentionTile(16, 64, 4, 1),
 ]
 
@@ -280,7 +281,7 @@ def cached(batch: int, heads: int, keys: int, head: int, places: str, group: int
 
 
 @pytest.mark.parametrize("in_place", [True, False])
-@pytest.mark.parametrize("tile", DECODES[:3], ids=lambda tile: str(tile.to_json()))
+@pytest.mark.parametrize("tile", DECODES[:4], ids=lambda tile: str(tile.to_json()))
 @pytest.mark.parametrize(("places", "group"), [("one", 1), ("batch", 1), ("batch", 2)])
 def test_a_decoding_step_updates_its_caches(
     tile: DecodeTile, places: str, group: int, in_place: bool
@@ -374,6 +375,10 @@ def test_few_rows_get_many_blocks_and_many_rows_large_ones() -> None:
     assert large.queries >= 64
     one, many = (decode_tiles(HALF, rows, 512, target)[0] for rows in (12, 12 * 128))
     assert one.splits >= 4 and many.splits <= 2
+    # A few blocks on each multiprocessor must keep enough on its way.
+    middle = decode_tiles(HALF, 12 * 8, 512, target)
+    assert all(tile.splits > 1 or tile.stages > 1 for tile in middle)
+    assert len({tile.splits for tile in middle}) >= 3
 
 
 def test_refusals_say_why() -> None:
