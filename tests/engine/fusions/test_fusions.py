@@ -253,6 +253,12 @@ SAMPLES: dict[str, list[Sample]] = {
             1,
             {"w": weight(6, 4, 3), "b": weight(6)},
         ),
+        Sample(
+            """(float[N, 4, 9] x) => (float[] y) {
+            y = Conv <auto_pad = "SAME_LOWER", strides = [2]> (x, w, b) }""",
+            1,
+            {"w": weight(6, 4, 3), "b": weight(6)},
+        ),
     ],
     "conv(pad(x, 0), w) => conv(x, w)": [
         Sample(
@@ -309,7 +315,7 @@ SAMPLES: dict[str, list[Sample]] = {
             {"w": weight(5, 7)},
         ),
     ],
-    "conv_transpose(x, w) of stride = kernel => depth_to_space(conv 1x1(x, w))": [
+    "conv_transpose(x, w) => depth_to_space(conv(x, w))": [
         Sample(
             """(float[N, 6, H, 5] x) => (float[] y) {
             y = ConvTranspose <strides = [2, 2]> (x, w, b) }""",
@@ -318,9 +324,45 @@ SAMPLES: dict[str, list[Sample]] = {
         ),
         Sample(
             """(float[N, 6, H, 5] x) => (float[] y) {
-            y = ConvTranspose <strides = [2, 2]> (x, w) }""",
+            y = ConvTranspose <strides = [2, 2], pads = [1, 1, 1, 1]> (x, w, b) }""",
+            1,
+            {"w": weight(6, 3, 4, 4), "b": weight(3)},
+        ),
+        Sample(
+            """(float[N, 6, H, 5] x) => (float[] y) {
+            y = ConvTranspose <strides = [2, 3], pads = [1, 0, 0, 1], group = 2,
+            output_padding = [1, 0]> (x, w, b) }""",
+            1,
+            {"w": weight(6, 2, 3, 4), "b": weight(4)},
+        ),
+        Sample(
+            """(float[N, 6, H, 5] x) => (float[] y) {
+            y = ConvTranspose <strides = [2, 2], dilations = [2, 2]> (x, w) }""",
             0,
             {"w": weight(6, 3, 3, 3)},
+        ),
+    ],
+    "conv_transpose1d(x, w) => view(conv_transpose2d(view(x), view(w)))": [
+        Sample(
+            """(float[N, 4, L] x) => (float[] y) {
+            y = ConvTranspose <strides = [3], pads = [1, 2], output_padding = [1]> (x, w, b) }""",
+            1,
+            {"w": weight(4, 6, 5), "b": weight(6)},
+        ),
+    ],
+    "pool1d(x) => view(pool2d(view(x)))": [
+        Sample(
+            """(float[N, 4, L] x) => (float[] y) {
+            y = MaxPool <kernel_shape = [3], strides = [2], pads = [1, 1]> (x) }"""
+        ),
+        Sample(
+            """(float[N, 4, 9] x) => (float[] y) {
+            y = AveragePool <kernel_shape = [2], auto_pad = "SAME_UPPER"> (x) }"""
+        ),
+        Sample(
+            """(float[N, 4, L] x) => (float[] y, int64[] i) {
+            y, i = MaxPool <kernel_shape = [3]> (x) }""",
+            0,
         ),
     ],
 }
