@@ -127,6 +127,13 @@ def _spread(
         op = find("", "DepthToSpace", 13).from_attributes({"blocksize": high, "mode": mode})
         return _before(graph, node, op, [conv], "spread")
     images, _, height, width = conv.tensor.dims
+    if group == 1 and high == 1:  # with the channels last, blocks of a line follow each other
+        last = find("", "Transpose", 13).from_attributes({"perm": (0, 2, 3, 1)})
+        pixels = _before(graph, node, last, [conv], "pixels")
+        view = View((images, height, width * wide, channels))
+        line = _before(graph, node, view, [pixels], "line")
+        first = find("", "Transpose", 13).from_attributes({"perm": (0, 3, 1, 2)})
+        return _before(graph, node, first, [line], "spread")
     if group == 1:
         shape: tuple[Dim, ...] = (images, high, wide, channels, height, width)
         order = (0, 3, 4, 1, 5, 2)

@@ -12,6 +12,7 @@ from engine.passes.absorb_reads import absorb_reads
 from engine.passes.choose_layout import choose_layout, read_planar_inputs
 from engine.passes.drop_unit_axes import drop_unit_axes
 from engine.passes.fold_constants import fold_constants
+from engine.passes.lift_unit_axes import lift_unit_axes
 from engine.passes.lift_views import lift_views
 from engine.passes.lower_precision import lower_precision
 from engine.passes.make_regions import make_regions
@@ -100,6 +101,8 @@ PIPELINE: tuple[Pass, ...] = (
     remove_dead,
     choose_layout,
     _until_settled(move_transposes),
+    make_views,
+    _until_settled(lift_unit_axes),
     make_views,
     lift_views,
     make_views,

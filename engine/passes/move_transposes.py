@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from engine.ir.graph import Graph, Node, Value
 from engine.ir.infer import infer_node
-from engine.ir.types import TensorType
+from engine.ir.types import TensorType, is_bound
 from engine.ops.elementwise import ElementwiseOperator
 from engine.ops.operator import Operator, find
+from engine.ops.view import View
 from engine.passes.choose_layout import transpose_before
 from engine.passes.turn_axes import TURNED_KINDS, turned_axes
 
@@ -29,6 +30,8 @@ def move_transposes(graph: Graph) -> bool:
             changed |= _through_concat(graph, node)
         elif node.kind in TURNED_KINDS:
             changed |= _through_axes(graph, node)
+        elif node.kind == "View":
+            changed |= _through_view(graph, node)
     return changed
 
 
@@ -143,6 +146,29 @@ def _through_axes(graph: Graph, node: Node) -> bool:
     if made is None:
         return False
     _rewrite(graph, node, made[0], [source, *made[1]], perm)
+    return True
+
+
+def _through_view(graph: Graph, node: Node) -> bool:
+    """A view that adds or drops axes of size 1 does so before the transpose."""
+    found = _turned(node.inputs[0])
+    if found is None or node.inputs[0] is None or not is_bound(node.inputs[0].type):
+        return False
+    source, perm = found
+    turned, shape = node.inputs[0].tensor.dims, node.outputs[0].tensor.dims
+    kept = [axis for axis, size in zip(perm, turned) if size != 1]
+    long = [place for place, size in enumerate(shape) if size != 1]
+    if [shape[place] for place in long] != [size for size in turned if size != 1] or not long:
+        return False
+    # An axis of size 1 stays before the axis that follows it, or behind the last one.
+    groups = {
+        axis: list(range((long[i - 1] + 1) if i else 0, place + 1))
+        for i, (axis, place) in enumerate(zip(kept, long, strict=True))
+    }
+    groups[kept[-1]] += range(long[-1] + 1, len(shape))
+    order = [place for axis in sorted(kept) for place in groups[axis]]
+    op = View(tuple(shape[place] for place in order))
+    _rewrite(graph, node, op, [source], inverse(tuple(order)))
     return True
 
 
