@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 from engine.errors import OptionError
 from engine.ir.graph import Graph
 from engine.ir.weights import check_weights
+from engine.plan.lanes import lane_of
 from engine.plan.plan import Plan
+from engine.plan.report import layer_steps
+from engine.plan.structure import Program
 from engine.profile import AxisSpec, Profile, parse_shapes, profile_symbols
 from engine.target import CudaTarget, Target, describe, sources_of
 
@@ -156,26 +159,31 @@ def assemble_plan(graph: Graph, options: BuildOptions, records: Iterable[TimingR
     known = list(records)
     target = describe(options.target)
     memo: Memo = {}
-    allowed, early = choose_program(graph, options, symbols, known, memo)
-    lowered, failed = lower_chosen(
-        graph,
-        options,
-        symbols,
-        known,
-        device_compiler(target),
-        allowed=allowed,
-        early=early,
-        memo=memo,
-    )
+    making = choose_program(graph, options, symbols, known, memo)
+    compiler = device_compiler(target)
+    lowered, failed = lower_chosen(graph, options, symbols, known, compiler, making, memo=memo)
     refused = [_refused(*attempt, reason) for attempt, reason in failed]
+    beside = [_side_by_side(lowered.program)] if making.branches else []
     return Plan(
         program=lowered.program,
         weights=lowered.packed,
         images=lowered.images,
         target=target.to_json(),
         codegen=CODEGEN,
-        decisions=(*(decision.to_json() for decision in graph.decisions), *refused),
+        decisions=(*(decision.to_json() for decision in graph.decisions), *refused, *beside),
     )
+
+
+def _side_by_side(program: Program) -> dict[str, Any]:
+    """The line of a report about layers on auxiliary streams."""
+    steps = layer_steps(program)
+    found = [layer for layer in sorted(steps) if any(lane_of(step) for step in steps[layer])]
+    return {
+        "rule": "branches",
+        "nodes": [program.layers[layer].name for layer in found],
+        "made": True,
+        "reason": "the whole program is faster with these layers beside others, on other streams",
+    }
 
 
 def _refused(node: str, tactic: str, choice: str, reason: str) -> dict[str, Any]:

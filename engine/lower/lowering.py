@@ -12,6 +12,7 @@ from engine.cuda.kernel import Compiled, DeviceKernel, Failure
 from engine.errors import KernelError
 from engine.ir.graph import Graph, Node, Value
 from engine.ir.types import Array
+from engine.lower.branches import Work, branch_lanes, on_lane, runs_on_host
 from engine.lower.builder import PackedWeight, ProgramBuilder, stored_type
 from engine.lower.quiet import hold_back
 from engine.lower.slices import plan_slices
@@ -19,7 +20,7 @@ from engine.lower.updates import Updates, copy_order, plan_updates, viewed
 from engine.ops.reference import Reference
 from engine.plan.device import DeviceFunction
 from engine.plan.operators import operator_to_json
-from engine.plan.structure import ChooseStep, Guard, HostStep, Program, Slot, Symbol
+from engine.plan.structure import ChooseStep, Guard, HostStep, Program, Slot, Step, Symbol
 from engine.tactics import Candidate
 
 __all__ = ["Attempt", "Case", "Compile", "Lowered", "UncompiledError", "lower"]
@@ -72,13 +73,15 @@ def lower(
     cases: Mapping[str, Sequence[Case]] | None = None,
     updates: Mapping[str, str] | None = None,
     early: bool = True,
+    branches: bool = False,
 ) -> Lowered:
     """The program of a graph.
 
     ``choices`` maps node names to the chosen candidate and its measured time in nanoseconds; a
     node without one runs by its meaning. ``cases`` are tried before it, in order, where their
     guards hold. ``updates`` maps names of outputs to the inputs that they update in place.
-    ``early`` lets kernels that can begin while the ones before them end. ``compile`` is needed when
+    ``early`` lets kernels that can begin while the ones before them end, ``branches`` lets
+    independent branches of the graph run side by side on a GPU. ``compile`` is needed when
     candidates launch device kernels; raises UncompiledError when one of them does not compile,
     OptionError for an update that cannot be.
     """
@@ -89,15 +92,49 @@ def lower(
     _place_inputs(builder, graph)
     pending = _place_outputs(builder, graph, planned)
     owners: dict[int, list[Attempt]] = {}
+    ends: list[int] = []
     for node in graph.nodes:
         _lower_node(builder, node, choices, cases.get(node.name, ()), owners)
+        ends.append(len(builder.steps))
+    crossing = _part(builder, graph, ends) if branches else ()
     _copy_outputs(builder, pending)
-    for made, replaced in hold_back(builder).items():
+    for made, replaced in hold_back(builder, crossing).items():
         owners.setdefault(made, owners.get(replaced, []))
     functions, images = _compiled(builder.device_kernels, compile, owners)
     if not early:
         functions = tuple(replace(item, waits=False) for item in functions)
     return Lowered(builder.build(functions), dict(builder.packed), images)
+
+
+def _part(builder: ProgramBuilder, graph: Graph, ends: Sequence[int]) -> list[int]:
+    """Put branches on lanes; the steps that other lanes wait for, by position.
+
+    ``ends`` are how many steps there were after each node.
+    """
+    works: dict[str, Work] = {}
+    spans: dict[str, tuple[int, int]] = {}
+    for node, begin, end in zip(graph.nodes, (0, *ends), ends):
+        steps = builder.steps[begin:end]
+        if steps:
+            time_ns = sum(builder.layers[layer].time_ns for layer in _layers(steps))
+            works[node.name] = Work(time_ns, runs_on_host(steps))
+            spans[node.name] = begin, end
+    lanes, crossing = branch_lanes(graph, works)
+    for name, lane in lanes.items():
+        for position in range(*spans[name]):
+            builder.steps[position] = on_lane(builder.steps[position], lane)
+    return sorted(spans[name][1] - 1 for name in crossing)
+
+
+def _layers(steps: Sequence[Step]) -> set[int]:
+    """The layers of steps."""
+    found: set[int] = set()
+    for step in steps:
+        if isinstance(step, ChooseStep):
+            found |= set().union(*(_layers(chosen) for _, chosen in step.cases))
+        else:
+            found.add(step.layer)
+    return found
 
 
 def _compiled(

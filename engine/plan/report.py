@@ -174,17 +174,22 @@ def _step(program: Program, step: Step) -> list[str]:
 
 
 def _device_step(program: Program, step: DeviceStep) -> str:
+    lane = f" on lane {step.lane}" if step.lane else ""
+    return f"{step.layer}: {_device_work(program, step)}{lane}"
+
+
+def _device_work(program: Program, step: DeviceStep) -> str:
     if isinstance(step, ClearStep):
-        return f"{step.layer}: clear %{step.slot}"
+        return f"clear %{step.slot}"
     if isinstance(step, LibraryStep):
         operands = ", ".join(f"%{item.slot}" for item in step.operands)
-        return f"{step.layer}: {step.library}({operands})"
+        return f"{step.library}({operands})"
     function = program.functions[step.function]
     used = ", ".join(
         f"%{item.slot}" for item in step.parameters if isinstance(item, (Pointer, TensorMap))
     )
     grid = " x ".join(map(str, step.grid))
-    return f"{step.layer}: {function.entry}.{step.function}({used}) grid {grid}"
+    return f"{function.entry}.{step.function}({used}) grid {grid}"
 
 
 def _guard(guard: Guard) -> str:

@@ -2,8 +2,8 @@
 
 Kernels of one source overlap better than calls of libraries, and a cache that one layer leaves warm
 helps the next. So the best few programs, as chosen and with fewer libraries, with and without
-kernels that begin early, are measured as complete graphs, and that decides. Among those within
-the noise of the fastest the one with fewer libraries wins.
+kernels that begin early, with and without branches side by side, are measured as complete graphs,
+and that decides. Among those within the noise of the fastest the one with fewer libraries wins.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from engine.errors import DeviceError
 from engine.ir.digest import structure_digest
 from engine.ir.graph import Graph
 from engine.ir.types import Array
+from engine.lower.branches import Work, branch_lanes
 from engine.lower.lowering import Attempt, Compile, Lowered, UncompiledError, lower
 from engine.ops.fixed_sizes import fix_sizes
 from engine.plan.plan import host_steps
@@ -47,6 +48,7 @@ __all__ = [
     "LEAST_LEVEL",
     "TACTIC",
     "Alternative",
+    "Making",
     "choose_program",
     "lower_chosen",
     "measure_programs",
@@ -62,21 +64,43 @@ SAMPLES = 20
 TOLERANCE = 1e-1
 #: The part of a device's memory that the weights of all programs may take together.
 MEMORY_PART = 4
+#: Sources whose steps part what runs on the device.
+_ON_HOST = ("numpy", "cupy")
 #: Sources to leave out, one try after the other.
 _WITHOUT: tuple[tuple[str, ...], ...] = ((), ("cudnn",), ("cublaslt",), ("cublaslt", "cudnn"))
+
+
+@dataclass(frozen=True, slots=True)
+class Making:
+    """How a program is made of a graph.
+
+    ``sources`` are those its layers are chosen from, ``early`` lets kernels begin early,
+    ``branches`` lets independent branches run side by side.
+    """
+
+    sources: tuple[str, ...]
+    early: bool = True
+    branches: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
     """A way to make the whole program: allowed sources, and whether kernels begin early.
 
-    ``program`` is the digest of the choices that come of it, ``libraries`` are those in use.
+    ``branches`` says that independent branches run side by side. ``program`` is the digest of the
+    choices that come of it, ``libraries`` are those in use.
     """
 
     sources: tuple[str, ...]
     early: bool
     program: str
     libraries: tuple[str, ...]
+    branches: bool = False
+
+    @property
+    def making(self) -> Making:
+        """What to make of the graph."""
+        return Making(self.sources, self.early, self.branches)
 
     def to_json(self) -> dict[str, Any]:
         """The choice of a timing record."""
@@ -84,12 +108,14 @@ class Alternative:
             "early": self.early,
             "program": self.program,
             "libraries": list(self.libraries),
+            **({"branches": True} if self.branches else {}),
         }
 
     def describes(self, record: TimingRecord) -> bool:
         """Whether a record is about this program."""
         choice = record.choice
-        return choice.get("early") == self.early and choice.get("program") == self.program
+        made = choice.get("early"), choice.get("program"), choice.get("branches", False)
+        return made == (self.early, self.program, self.branches)
 
 
 def whole_signature(graph: Graph, options: BuildOptions) -> str:
@@ -123,8 +149,12 @@ def alternatives(
     records: list[TimingRecord],
     memo: Memo,
 ) -> list[Alternative]:
-    """The programs worth measuring, each once: as chosen, with fewer libraries, without overlap."""
+    """The programs worth measuring, each once: as chosen, with fewer libraries, without overlap.
+
+    Last come those whose branches run side by side, where there are any.
+    """
     found: dict[tuple[str, bool], Alternative] = {}
+    parted: dict[str, Alternative] = {}
     for without in _WITHOUT:
         sources = tuple(name for name in options.tactics if name not in without)
         choices = choose_all(graph, options, symbols, records, allowed=sources, memo=memo)
@@ -134,7 +164,18 @@ def alternatives(
         found.setdefault((one.program, True), one)
         if not without:
             found[one.program, False] = dataclasses.replace(one, early=False)
-    return list(found.values())
+        if one.program not in parted and _has_branches(graph, choices):
+            parted[one.program] = dataclasses.replace(one, branches=True)
+    return [*found.values(), *parted.values()]
+
+
+def _has_branches(graph: Graph, choices: Choices) -> bool:
+    """Whether parts of a program may run side by side, by the layers' measured times."""
+    works = {}
+    for name, (candidate, time_ns) in choices.last.items():
+        shown = (case.time_ns for case in choices.cases.get(name, ()) if case.usual)
+        works[name] = Work(next(shown, time_ns), candidate.tactic.split(".")[0] in _ON_HOST)
+    return bool(branch_lanes(graph, works)[0])
 
 
 def choose_program(
@@ -143,13 +184,14 @@ def choose_program(
     symbols: Sequence[Symbol],
     records: list[TimingRecord],
     memo: Memo,
-) -> tuple[tuple[str, ...], bool]:
-    """The sources from which layers are chosen, and whether kernels begin early.
+) -> Making:
+    """How the whole program is made.
 
     A pure function of records: without those of whole programs the options' sources.
     """
+    plain = Making(options.tactics)
     if not any(record.tactic == TACTIC for record in records):
-        return options.tactics, True
+        return plain
     signature = whole_signature(graph, options)
     whole = [record for record in records if record.signature == signature]
     measured: list[tuple[Alternative, TimingRecord]] = []
@@ -158,11 +200,11 @@ def choose_program(
         if rows:
             measured.append((item, max(rows, key=lambda r: (r.samples, -r.time_ns, -r.spread))))
     if not measured:
-        return options.tactics, True
+        return plain
     fastest = min((record for _, record in measured), key=lambda r: (r.time_ns, r.spread))
     tied = [item for item, record in measured if ties(record, fastest)]
-    best = min(tied, key=lambda item: (len(item.libraries), not item.early))
-    return best.sources, best.early
+    best = min(tied, key=lambda item: (len(item.libraries), item.branches, not item.early))
+    return best.making
 
 
 def lower_chosen(
@@ -171,9 +213,8 @@ def lower_chosen(
     symbols: Sequence[Symbol],
     records: list[TimingRecord],
     compile: Compile | None,
+    making: Making,
     *,
-    allowed: Collection[str],
-    early: bool,
     memo: Memo,
 ) -> tuple[Lowered, list[tuple[Attempt, str]]]:
     """The program of the chosen candidates.
@@ -184,7 +225,9 @@ def lower_chosen(
     failed: set[Attempt] = set()
     reasons: list[tuple[Attempt, str]] = []
     while True:
-        chosen = choose_all(graph, options, symbols, records, failed, allowed=allowed, memo=memo)
+        chosen = choose_all(
+            graph, options, symbols, records, failed, allowed=making.sources, memo=memo
+        )
         try:
             lowered = lower(
                 graph,
@@ -193,7 +236,8 @@ def lower_chosen(
                 compile,
                 cases=chosen.cases,
                 updates=options.updates,
-                early=early,
+                early=making.early,
+                branches=making.branches,
             )
         except UncompiledError as error:  # measured at fixed sizes, or not at all
             fresh = sorted(set(error.attempts) - failed)
@@ -250,16 +294,17 @@ def measure_programs(
             symbols,
             records,
             compile,
-            allowed=item.sources,
-            early=item.early,
+            item.making,
             memo=memo,
         )
         program = _fixed(lowered.program, point)
         if any(step.function != "copy" for step in host_steps(program.steps)):
             return []
         entrants.append(_entrant(program, lowered, packed))
-    nbytes = sum(array.nbytes for item in entrants for array in item.weights.values())
-    if nbytes > (target.memory_gib << 30) // MEMORY_PART:
+    if not _fit(entrants, target):  # programs with branches weigh as much as those without
+        offered = [item for item in offered if not item.branches]
+        entrants = entrants[: len(offered)]
+    if not _fit(entrants, target):
         return []
     places = full_places(graph, point)
     contest = Contest(entrants[0], tuple(entrants), SAMPLES, TOLERANCE, places)
@@ -281,6 +326,12 @@ def measure_programs(
         )
         for item, outcome in zip(offered, _outcomes(measure, contest), strict=True)
     ]
+
+
+def _fit(entrants: Sequence[Entrant], target: CudaTarget) -> bool:
+    """Whether the weights of all programs together leave the device room for other things."""
+    nbytes = sum(array.nbytes for item in entrants for array in item.weights.values())
+    return nbytes <= (target.memory_gib << 30) // MEMORY_PART
 
 
 def _outcomes(

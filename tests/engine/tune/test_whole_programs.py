@@ -22,6 +22,7 @@ from engine.tune.device_measuring import DeviceMeasurer
 from engine.tune.records import TimingRecord, layer_signature
 from engine.tune.whole_programs import (
     TACTIC,
+    Making,
     choose_program,
     lower_chosen,
     measure_programs,
@@ -99,7 +100,9 @@ def measured(graph: Graph, records: list[TimingRecord], watch: Any) -> list[Timi
 
 def chosen(graph: Graph, records: list[TimingRecord]) -> tuple[tuple[str, ...], bool]:
     symbols = profile_symbols(graph, OPTIONS.profile)
-    return choose_program(graph, OPTIONS, symbols, records, {})
+    making = choose_program(graph, OPTIONS, symbols, records, {})
+    assert not making.branches
+    return making.sources, making.early
 
 
 @pytest.mark.parametrize(
@@ -142,7 +145,7 @@ def test_a_program_without_overlap_has_no_kernel_that_begins_early(graph: Graph)
     symbols = profile_symbols(graph, OPTIONS.profile)
     for early in (True, False):
         lowered, failed = lower_chosen(
-            graph, OPTIONS, symbols, [], emulated, allowed=("nvrtc",), early=early, memo={}
+            graph, OPTIONS, symbols, [], emulated, Making(("nvrtc",), early), memo={}
         )
         assert not failed
         assert any(function.waits for function in lowered.program.functions) == early
