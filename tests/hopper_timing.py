@@ -39,6 +39,9 @@ TIMED = {
     "down": ("residual", 4096, 768, 3072),
     "1x1": ("residual", 100352, 256, 64),
     "head": ("sum", 512, 50257, 768),
+    "logits": ("sum", 1024, 50257, 768),
+    "tanh": ("tanh", 4096, 3072, 768),
+    "one wave": ("residual", 6304, 768, 3072),
 }
 #: Epilogue, images with their rows and columns, channels in and out, and what is unusual.
 WINDOWS: dict[str, tuple[str, tuple[int, int, int], tuple[int, int], dict[str, Any]]] = {
@@ -65,7 +68,7 @@ def layer(case: str) -> tuple[Graph, Node]:
     if window is not None:
         name, image, channels, how = window
         return convolution(name, image, channels, **how)
-    return product(*TIMED[case], transposed=case == "head")
+    return product(*TIMED[case], transposed=case in ("head", "logits"))
 
 
 def listed(

@@ -3,8 +3,8 @@
 A persistent kernel. One warp loads A [M, K] and B [N, K] through a ring of stages; two warpgroups
 (three for tiles of 192 rows) multiply, and do the epilogue in the registers that hold the sums. In
 "ping-pong" each has tiles of its own and one stores while the other multiplies; otherwise they
-share every tile. Two blocks of a cluster may share the rows of B that both read. (The scheme is that of CUTLASS's warp-specialised
-persistent kernels; NVIDIA, "Efficient GEMM in CUDA".)
+share every tile. Two blocks of a cluster may share the rows of B that both read. (The scheme is
+that of CUTLASS's warp-specialised persistent kernels; NVIDIA, "Efficient GEMM in CUDA".)
 
 Sums are float32. Parameters: tensor maps of A, B, where it has one the result, where there is one
 the staged operand; pointers to the other operands and, without a map, to the result; M, N, K (int);

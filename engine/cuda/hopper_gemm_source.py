@@ -110,7 +110,7 @@ EF_FUNCTION int ef_least(int a, int b) { return a < b ? a : b; }
 EF_FUNCTION uint32_t ef_pair(const uint16_t *p, int column, int count) {
   if (column + 1 < count) return *(const uint32_t *)(p + column);
   return column < count ? p[column] : 0; }
-/* A warp writes 16 rows x 64 columns of a buffer to rows that begin anywhere, two elements per lane.
+/* A warp writes 16 rows x 64 columns of a buffer to rows that begin anywhere, two elements a lane.
    Where a row begins at an odd element, a lane writes the second element of the lane before it and
    its first one, and the ends go by themselves. Every other row begins alike. */
 EF_FUNCTION void ef_store_rows(uint16_t *y, long long pitch, uint32_t buffer, int lane) {
@@ -237,8 +237,8 @@ extern "C" __global__ void DIMENSIONS __launch_bounds__(THREADS, 1) hopper_gemm(
             const uint32_t barrier = arrived + 8 * (consumer * BUFFERS + slot);
             ef_expect(barrier, BUFFER_NBYTES);
             ef_load_part(own + slot * BUFFER_NBYTES, &@STAGED@_map, ahead,
-                         row_in_tile + ahead_part / (BN / PART) * 64, ahead_part % (BN / PART) * PART,
-                         barrier);
+                         row_in_tile + ahead_part / (BN / PART) * 64,
+                         ahead_part % (BN / PART) * PART, barrier);
             if (++ahead_part == PARTS) {
                 ahead_part = 0;
                 ahead_unit += apart;
@@ -343,7 +343,8 @@ extern "C" __global__ void DIMENSIONS __launch_bounds__(THREADS, 1) hopper_gemm(
                 }
             }
         }
-        if (STORE == BOXES && lane == 0) ef_await_stores();
+        // The memory of a block stays until stores have read it; the grid's end waits for the rest.
+        if (STORE == BOXES && lane == 0) ef_await_reads<0>();
     }
     // A block stays while others of its cluster may write to its memory.
     if (CLUSTER > 1) ef_cluster_sync();

@@ -243,7 +243,8 @@ class HopperTail:
             return [
                 "__syncwarp();",
                 "uint16_t *const corner = y + row * y_row + column;",
-                "if (row + 16 <= M && column + 64 <= N) ef_store_rows(corner, y_row, buffer, lane);",
+                "if (row + 16 <= M && column + 64 <= N)",
+                "    ef_store_rows(corner, y_row, buffer, lane);",
                 "else ef_store_edge(corner, y_row, buffer, M - row, N - column, lane);",
             ]
         lines = ["ef_publish();", "__syncwarp();", "if (lane == 0) {"]

@@ -3,7 +3,7 @@
 A block's time is the sum over its tiles of their main loops (the greater of arithmetic and bytes
 from the level-two cache) and of what the epilogue adds: in ping-pong two epilogues and one main
 loop run at the same time, otherwise they follow each other. The whole never beats memory. Rates are
-those of an H200 (790 TFLOP/s, 4.3 TB/s), scaled by multiprocessors.
+those of an H200, memory scaled by multiprocessors; where all multiply at once, their clock falls.
 """
 
 from __future__ import annotations
@@ -17,14 +17,23 @@ from engine.target import CudaTarget
 
 __all__ = ["HopperProblem", "predicted_ns", "ranked_hopper_tiles"]
 
-#: Per multiprocessor and nanosecond: floating-point operations of products, bytes from the cache,
-#: instructions of an epilogue (of one element each).
-_RATE, _FLOW, _ISSUE = 5985.0, 70.0, 150.0
+#: Multiplications of products per multiprocessor and cycle.
+_RATE = 2048.0
+#: Bytes from the cache per multiprocessor and nanosecond: of blocks with one tile and with more.
+_FLOW, _FLOW_LONG = 115.0, 92.0
+#: Cycles per nanosecond when all multiprocessors multiply, and what one alone runs faster.
+_CLOCK, _FREE = 1.4, 0.45
 #: Bytes of memory per nanosecond on 132 multiprocessors.
 _MEMORY, _MULTIPROCESSORS = 4300.0, 132
-_FIXED_NS, _FILL_NS, _TILE_NS = 2500.0, 900.0, 120.0
-_LONG = {"erf": 15.0, "exp": 9.0, "tanh": 20.0, "sigmoid": 14.0, "divide": 8.0, "power": 30.0}
-_OFFERED, _LEAST_STAGES, _MOST_STAGES = 8, 3, 8
+_FIXED_NS, _TILE_CYCLES = 3400.0, 150.0
+#: Instructions of functions in their short forms (`engine.cuda.hopper_gemm_tail`).
+_LONG = {"erf": 8.0, "exp": 2.0, "tanh": 4.0, "sigmoid": 5.0, "divide": 8.0, "power": 4.0}
+_LEAST_STAGES, _MOST_STAGES = 3, 8
+#: Tiles offered: of products that end within some nanoseconds, and of longer ones. Those that
+#: should take that much longer than the best are not.
+_SHORT_NS, _OFFERED_SHORT, _OFFERED, _SLACK = 7000.0, 3, 6, 1.5
+#: From here on blocks that share B are worth a try.
+_CLUSTER_NS = 10_000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +52,15 @@ class HopperProblem:
 
     @property
     def instructions(self) -> float:
-        """Of the epilogue, per element."""
+        """Of the epilogue, per element, without its store."""
         nodes = order(self.tail.epilogue)
         own = sum(
             _LONG.get(node.function, 1.0)
             for node in nodes
             if node.function not in ("load", "constant", "cast")
         )
-        return 3.0 + own + 2.0 * self.fulls + (3.0 if self.tail.store != "boxes" else 0.0)
+        extra = {"boxes": 0.0, "rows": 5.0, "elements": 8.0}[self.tail.store]
+        return own + extra + 2.5 * self.fulls
 
 
 def ranked_hopper_tiles(
@@ -68,23 +78,58 @@ def ranked_hopper_tiles(
         rows = problem.m if rows_of is None else rows_of(tile)
         if rows:
             timed.append((predicted_ns(replace(problem, m=rows), tile, target), place, tile))
-    return [tile for _, _, tile in sorted(timed, key=lambda item: item[:2])[:_OFFERED]]
+    timed.sort(key=lambda item: item[:2])
+    if not timed:
+        return []
+    best = timed[0][0]
+    count = _OFFERED_SHORT if best < _SHORT_NS else _OFFERED
+    found = [tile for taken, _, tile in timed[:count] if taken < _SLACK * best]
+    if best > _CLUSTER_NS:
+        # What multicast saves depends on what else runs: one of the best two is tried with it.
+        found[2:2] = _shared(problem, found[:2], target, rows_of)[:1]
+    return found[:_OFFERED]
+
+
+def _shared(
+    problem: HopperProblem,
+    tiles: list[HopperTile],
+    target: CudaTarget,
+    rows_of: Callable[[HopperTile], int] | None,
+) -> list[HopperTile]:
+    """The tiles in clusters, but where a block of many would have nothing to do."""
+    found = []
+    for tile in tiles:
+        pair = _fitted(replace(tile, cluster=2), target)
+        asked = replace(problem, m=problem.m if rows_of is None else rows_of(tile))
+        if pair is None or asked.m <= tile.rows:
+            continue
+        if predicted_ns(asked, pair, target) < 1.05 * predicted_ns(asked, tile, target):
+            found.append(pair)
+    return found
 
 
 #: Rows, columns, ping-pong.
 _SIZES = (
     (128, 128, True),
     (128, 192, True),
+    (128, 160, True),
     (64, 256, True),
     (64, 192, True),
     (64, 128, True),
     (128, 64, True),
+    (128, 96, True),
     (128, 256, False),
     (128, 192, False),
+    (192, 192, False),
     (256, 128, False),
+    (192, 128, False),
     (128, 128, False),
     (256, 192, False),
+    (128, 224, False),
+    (256, 160, False),
     (256, 64, False),
+    (128, 96, False),
+    (192, 160, False),
 )
 
 
@@ -92,49 +137,56 @@ def _tiles(problem: HopperProblem, target: CudaTarget) -> Iterator[HopperTile]:
     for rows, columns, pingpong in _SIZES:
         if rows >= 2 * max(problem.m, 64) or columns >= problem.n + 128:
             continue
-        tile = HopperTile(rows, columns, pingpong, _LEAST_STAGES, _buffers(problem))
+        tile = HopperTile(rows, columns, pingpong, _LEAST_STAGES)
+        if problem.tail.store == "rows" and tile.part != 64:
+            continue
         if problem.fulls and tile.sums > 128:
             continue  # operands beside so many sums would spill
-        for cluster in (1, 2):
-            if cluster == 2 and problem.m <= rows:
-                continue
-            fitting = [
-                found
-                for stages in range(_LEAST_STAGES, _MOST_STAGES + 1)
-                if (found := replace(tile, cluster=cluster, stages=stages)).shared_nbytes
-                <= target.shared_nbytes
-            ]
-            if fitting:
-                yield fitting[-1]
+        fitted = _fitted(replace(tile, buffers=_buffers(problem, tile)), target)
+        if fitted is not None:
+            yield fitted
 
 
-def _buffers(problem: HopperProblem) -> int:
+def _fitted(tile: HopperTile, target: CudaTarget) -> HopperTile | None:
+    """The tile with as many stages as shared memory holds."""
+    for stages in range(_MOST_STAGES, _LEAST_STAGES - 1, -1):
+        found = replace(tile, stages=stages)
+        if found.shared_nbytes <= target.shared_nbytes:
+            return found
+    return None
+
+
+def _buffers(problem: HopperProblem, tile: HopperTile) -> int:
     """Buffers of a warp; an operand that is loaded ahead wants more where k is short."""
     if problem.tail.store != "boxes":
         return 1 if problem.tail.store == "rows" else 0
     if not problem.tail.staged:
         return 2
-    return 4 if problem.k <= 512 else 3
+    if tile.groups == 3 and tile.part == 64:
+        return 2  # of twelve warps
+    return 4 if problem.k <= 512 or tile.part == 32 else 3
 
 
 def predicted_ns(problem: HopperProblem, tile: HopperTile, target: CudaTarget) -> float:
     """What a product should take."""
     units = -(-problem.m // (tile.rows * tile.cluster)) * -(-problem.n // tile.columns)
-    share = -(-units // max(1, target.multiprocessors // tile.cluster))
+    programs = max(1, target.multiprocessors // tile.cluster)
+    share = -(-units // programs)
     area = tile.rows * tile.columns
-    arithmetic = 128.0 * area / (_RATE * (0.95 if tile.columns >= 128 else 0.8))
-    flow = (tile.rows + tile.columns / tile.cluster) * 128.0 / _FLOW
-    main = -(-problem.k // 64) * max(arithmetic, flow) + _TILE_NS
-    stored = area * 2.0 * (1 + problem.fulls) / _FLOW
-    own = max(area * problem.instructions / _ISSUE, stored)
+    flow = (tile.rows + tile.columns / tile.cluster) * 128.0
+    flow /= _FLOW if share == 1 else _FLOW_LONG
+    cycles = area * 64.0 / (_RATE * (0.97 if tile.columns >= 128 else 0.9))
+    busy = units / (share * programs) * min(1.0, cycles / _CLOCK / flow)
+    clock = _CLOCK + _FREE * (1.0 - busy)
+    main = -(-problem.k // 64) * max(cycles / clock, flow) + _TILE_CYCLES / clock
+    # A warp alone waits for its own results; more than one share the issue of instructions.
+    alone = tile.sums * (6.0 + 2.0 * problem.instructions + 4.0 * problem.fulls) / clock
     if tile.pingpong:
-        own *= 1.3  # four warps hide less than eight
-        work = main + (share - 1) * max(main, (main + own) / 2) + own
+        work = main + (share - 1) * max(main, (main + alone) / 2) + alone
     else:
+        own = max(alone, tile.groups * tile.sums * (2.5 + problem.instructions) / clock)
         work = share * (main + own)
     moved = 2.0 * (problem.k * (problem.m + problem.n) + problem.m * problem.n)
     moved += 2.0 * problem.m * problem.n * problem.fulls
     bound = moved / (_MEMORY * target.multiprocessors / _MULTIPROCESSORS)
-    # Blocks of a cluster wait for each other: measured 1.2 to 1.6 times as long on an H200.
-    work *= 1.0 + 0.45 * (tile.cluster - 1)
-    return _FIXED_NS + _FILL_NS + max(work, bound) + 0.1 * min(work, bound)
+    return _FIXED_NS + max(work, bound) + 0.1 * min(work, bound)

@@ -65,7 +65,7 @@ class NvrtcHopperConvolution:
         found = {rows: _box(extent, rows, window) for rows in (64, 128, 256)}
 
         def rows_of(tile: HopperTile) -> int:
-            box = found[tile.rows]
+            box = found.get(tile.rows)  # boxes have a power of two of pixels
             return 0 if box is None else _count(extent, box) * tile.rows
 
         depth = window.taps[0] * window.taps[1] * -(-_channels(node) // _DEPTH) * _DEPTH

@@ -99,6 +99,13 @@ def test_windows_of_all_kinds(how: dict[str, object]) -> None:
     check(graph, node, candidate_of(node, SHARED, (2, 8, 8)), 3)
 
 
+@pytest.mark.parametrize("box", [(1, 8, 8), (8, 2, 4)], ids=str)
+def test_tiles_that_are_stored_32_columns_at_once(box: tuple[int, int, int]) -> None:
+    graph, node = convolution("residual", (3, 5, 9), (72, 136))
+    tile = HopperTile(64, 96, True, stages=2, buffers=4)
+    check(graph, node, candidate_of(node, tile, box), 3)
+
+
 def test_blocks_of_a_cluster_share_filters() -> None:
     graph, node = convolution("residual", (3, 9, 9), (64, 72))
     tile = HopperTile(64, 64, True, stages=2, buffers=2, cluster=2)

@@ -44,6 +44,14 @@ GELU = call(
     call("multiply", BIAS, constant(0.5, FULL)),
     call("add", constant(1.0, FULL), call("erf", call("multiply", BIAS, constant(0.5**0.5, FULL)))),
 )
+CUBE = call("multiply", call("power", BIAS, constant(3.0, FULL)), constant(0.044715, FULL))
+TANH = call("tanh", call("multiply", call("add", BIAS, CUBE), constant(0.797884583, FULL)))
+TANH_GELU = call(
+    "multiply",
+    call("multiply", BIAS, constant(0.5, FULL)),
+    call("add", TANH, constant(1.0, FULL)),
+)
+SILU = call("multiply", BIAS, call("sigmoid", BIAS))
 RESIDUAL = call("max", call("add", BIAS, widened(2)), constant(0.0, FULL))
 MIXED = call(
     "add",
@@ -55,6 +63,8 @@ EPILOGUES: dict[str, tuple[Expression, tuple[str, ...], tuple[DType, ...]]] = {
     "sum": (SUM, (), ()),
     "bias": (BIAS, ("column",), (HALF,)),
     "gelu": (GELU, ("column",), (HALF,)),
+    "tanh": (TANH_GELU, ("column",), (HALF,)),
+    "silu": (SILU, ("column",), (HALF,)),
     "residual": (RESIDUAL, ("column", "full"), (HALF, HALF)),
     "mixed": (
         MIXED,
