@@ -44,7 +44,7 @@ MOST_KEYS = 256
 _QUERIES = 64
 _LOG2_E = 1.4426950408889634
 #: Candidates of one layer that are worth compiling.
-_MOST = 8
+_MOST = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +86,13 @@ class HopperAttentionForm:
 
     @property
     def registers(self) -> int:
-        """A guess of what a thread holds: the scores, or their half and the result."""
+        """About what a thread needs: the scores, or probabilities and the result.
+
+        Scores in two parts need more: those of one while the other's products are under way.
+        """
         result = -(-self.head_size // 8) * 4
-        return 36 + max(self.columns // 2, self.columns // 4 + result)
+        held = max(self.columns // 2, self.columns // 4 + result)
+        return held + (32 if self.columns <= 128 else 60 if self.parts == 1 else 84)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,9 +200,10 @@ def _edge(form: HopperAttentionForm, columns: int) -> int:
 
 def _chunks(form: HopperAttentionForm, columns: int) -> list[int]:
     """The products that make the scores of some columns; all but the last are multiples of 16."""
-    count = -(-columns // 128)
-    size = -(-columns // count) // 16 * 16
-    return [size] * (count - 1) + [columns - size * (count - 1)]
+    if columns <= 128 or form.parts > 1:
+        return [columns]
+    half = columns // 32 * 16
+    return [half, columns - half]
 
 
 def ranked_attention_tiles(

@@ -127,6 +127,8 @@ def attend_text(chunks: Sequence[int], edge: int) -> str:
         lines.append(_by_halves("ef_tops", f", {start}, {edge}>(at, s{place}, tops)"))
     lines.append("const float shifts[2] = {ef_shift(tops[0]), ef_shift(tops[1])};")
     for place, start in enumerate(starts):
+        # Not begun while the probabilities before are in the making: registers would not suffice.
+        lines += [f"ef_hold(s{place});"] if place else []
         lines.append(_by_halves("ef_powers", f">(s{place}, shifts, w{place}, totals)"))
         lines += ["valued();", "ef_hold(o);"] if place == 0 else []
         fresh = "true" if place == 0 else "false"
@@ -148,7 +150,9 @@ def _by_halves(function: str, rest: str) -> str:
 # columns the two from lane % 4 * 2 on: sums 4 j + 2 half + 0 and 1 of eight columns j. Packed, the
 # words of 16 columns are the first factor of the next product.
 TILE = r"""
-struct ef_tile { int first, warp, lane, queries, keys; uint32_t q, k; const float *added; };
+/* What is added to the scores of two neighbouring keys. */
+struct __align__(8) ef_two { float x[2]; };
+struct ef_tile { int first, warp, lane, queries, keys; uint32_t q, k; const ef_two *added; };
 /* Scores of n keys from a place on. */
 template <int n> EF_FUNCTION void ef_scores(const ef_tile &at, float (&s)[n], int start) {
   #pragma unroll
@@ -162,17 +166,20 @@ template <int n> EF_FUNCTION void ef_scores(const ef_tile &at, float (&s)[n], in
 template <int halves, int start, int edge, int n>
 EF_FUNCTION void ef_tops(const ef_tile &at, float (&s)[n], float (&tops)[2][2]) {
   #pragma unroll
-  for (int half = 0; half < halves; ++half) {
-    const int row = at.first + at.warp * 16 + half * 8 + at.lane / 4;
-    const int last = CAUSAL && (ADDED || row + PAST < at.keys) ? row + PAST : at.keys - 1;
+  for (int j = 0; j < n / 4; ++j) {
+#if ADDED
+    const ef_two added = at.added[(start + j * 8) / 2 + at.lane % 4];
+#endif
     #pragma unroll
-    for (int j = 0; j < n / 4; ++j) {
+    for (int half = 0; half < halves; ++half) {
+      const int row = at.first + at.warp * 16 + half * 8 + at.lane / 4;
+      const int last = CAUSAL && (ADDED || row + PAST < at.keys) ? row + PAST : at.keys - 1;
       #pragma unroll
       for (int e = 0; e < 2; ++e) {
         float &x = s[j * 4 + half * 2 + e];
         const int column = start + j * 8 + at.lane % 4 * 2 + e;
 #if ADDED
-        x = fmaf(x, SCALE, at.added[column]);
+        x = fmaf(x, SCALE, added.x[e]);
 #endif
         if ((CAUSAL || !ADDED) && start + j * 8 + 8 > edge) x = column <= last ? x : -INFINITY;
         tops[half][e] = fmaxf(tops[half][e], x);
@@ -261,14 +268,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) hopper_attention
                            value_barrier);
     }
     ef_launch_dependents();
-    float *const added = (float *)(ef_dynamic + (barriers - start) + 64);
+    ef_two *const added = (ef_two *)(ef_dynamic + (barriers - start) + 64);
 #if ADDED
     // What is added is in powers of two; finite numbers stay so, for rows with nothing else.
     for (int i = (int)threadIdx.x; i < ROWS; i += THREADS) {
         float x = -INFINITY;
         if (i < KEYS) x = @MASK@;
         const float y = x * 1.4426950408889634f;
-        added[i] = x > -INFINITY && y < -3.0e38f ? -3.0e38f : y;
+        added[i / 2].x[i % 2] = x > -INFINITY && y < -3.0e38f ? -3.0e38f : y;
     }
     __syncthreads();
 #endif

@@ -154,7 +154,7 @@ def test_scores_of_any_size_and_values_that_are_not_finite() -> None:
     x = random(2, 75, 3 * 64)
     x[:, :, :64] *= 40
     x[1] = np.nan
-    found = check(packed(2, 1, 75, 64, scale=1.5), [x, x, x], ONE if False else PAIR)
+    found = check(packed(2, 1, 75, 64, scale=1.5), [x, x, x], PAIR)
     assert np.isfinite(found[0]).all() and np.isnan(found[1]).all()
 
 
