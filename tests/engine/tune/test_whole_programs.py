@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
 from collections.abc import Sequence
 from typing import Any
@@ -10,13 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine import building
 from engine.building import BuildOptions, optimise, read_model
 from engine.errors import DeviceError
 from engine.ir.graph import Graph, Node
 from engine.ops.fused import FusedMatMul
+from engine.plan.lanes import lane_of
+from engine.plan.report import plan_text
 from engine.profile import parse_shapes, profile_symbols
 from engine.tactics import Candidate
-from engine.tune import choosing, device_measuring
+from engine.tune import choosing, device_measuring, whole_programs
 from engine.tune.contest import Contest, Outcome
 from engine.tune.device_measuring import DeviceMeasurer
 from engine.tune.records import TimingRecord, layer_signature
@@ -183,3 +187,108 @@ def test_programs_run_at_the_usual_sizes_and_agree(
     fresh = measured(graph, layer_records(graph), measure)
     assert [record.status for record in fresh] == ["ok"] * 3, [r.reason for r in fresh]
     assert all(record.point == {"N": 4} and record.time_ns > 0 for record in fresh)
+
+
+BRANCHES = """(float16[N, 24] x, float16[N, 24] s) => (float16[] y) {
+    a = MatMul (x, w) b = Softmax (a) c = MatMul (b, v) d = Softmax (s)
+    y = Concat <axis=1> (c, d) }"""
+
+
+@pytest.fixture
+def parted() -> Graph:
+    """A graph in which a softmax may run beside two products."""
+    return optimise(read_model(model(BRANCHES, weights=WEIGHTS), PARTED))
+
+
+PARTED = dataclasses.replace(
+    OPTIONS,
+    tactics=("nvrtc",),
+    profile=parse_shapes({"x": ("N=1..4..8", 24), "s": ("N", 24)}),
+)
+
+
+def parted_records(graph: Graph, time: float) -> list[TimingRecord]:
+    """Records of every layer at every point, all of which take the same time."""
+    found = []
+    nodes = [node for node in graph.nodes if node.kind != "View"]
+    target = choosing.describe("cuda:sm90")
+    for node, size in itertools.product(nodes, (1, 4, 8)):
+        signature, own = layer_signature(node, {"N": size})
+        for item in choosing.offers(node, PARTED.tactics, {"N": size}, target):
+            tactic, choice = item.candidate.tactic, dict(item.candidate.choice)
+            found.append(TimingRecord(signature, tactic, choice, own, {}, "", time, samples=20))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("times", "branches"),
+    [((1000.0, 1000.0, 900.0), True), ((1000.0, 1000.0, 995.0), False), ((9.0, 9.0, 10.0), False)],
+    ids=["faster", "a tie", "slower"],
+)
+def test_branches_run_side_by_side_when_that_is_measured_faster(
+    parted: Graph, times: tuple[float, ...], branches: bool
+) -> None:
+    records = parted_records(parted, 5000.0)
+    watch = Stopwatch(*times)
+    fresh = measure_programs(parted, PARTED, records, emulated, watch, "none")
+    assert [record.choice.get("branches") for record in fresh] == [None, None, True]
+    programs = [entrant.program for entrant in watch.contests[0].entrants]
+    found = [sorted({lane_of(step) for step in program.steps}) for program in programs]
+    assert found == [[0], [0], [0, 1]]
+    symbols = profile_symbols(parted, PARTED.profile)
+    known = [TimingRecord.from_json(record.to_json()) for record in (*records, *fresh)]
+    assert choose_program(parted, PARTED, symbols, known, {}).branches == branches
+    assert unmeasured_programs(parted, PARTED, known) == []
+
+
+def test_short_layers_are_not_tried_side_by_side(parted: Graph) -> None:
+    watch = Stopwatch(1.0, 1.0)
+    records = parted_records(parted, 100.0)
+    assert len(measure_programs(parted, PARTED, records, emulated, watch, "none")) == 2
+
+
+def test_programs_with_branches_are_the_first_to_be_left_out_when_memory_is_short(
+    parted: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = parted_records(parted, 5000.0)
+    fitting = iter([False, True])
+    monkeypatch.setattr(whole_programs, "_fit", lambda *_: next(fitting))
+    watch = Stopwatch(1.0, 1.0)
+    fresh = measure_programs(parted, PARTED, records, emulated, watch, "none")
+    assert [record.choice.get("branches") for record in fresh] == [None, None]
+
+
+def test_a_plan_names_the_layers_on_other_streams(
+    parted: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(building, "device_compiler", lambda target: emulated)
+    records = parted_records(parted, 5000.0)
+    plain = building.assemble_plan(parted, PARTED, records)
+    fresh = measure_programs(parted, PARTED, records, emulated, Stopwatch(9.0, 9.0, 5.0), "none")
+    plan = building.assemble_plan(parted, PARTED, [*records, *fresh])
+    (decision,) = [item for item in plan.decisions if item["rule"] == "branches"]
+    (name,) = decision["nodes"]
+    aside = [layer for layer in plan.program.layers if layer.name == name]
+    assert decision["made"] and len(aside) == 1
+    assert not any(isinstance(node.op, FusedMatMul) for node in parted.nodes if node.name == name)
+    assert " on lane 1" in plan_text(plan) and " on lane " not in plan_text(plain)
+    assert not [item for item in plain.decisions if item["rule"] == "branches"]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the shim needs g++")
+@pytest.mark.parametrize("latest_first", [False, True])
+def test_programs_with_branches_are_measured_and_agree(
+    parted: Graph, monkeypatch: pytest.MonkeyPatch, latest_first: bool
+) -> None:
+    monkeypatch.setattr(device_measuring, "MOST_COPIES", 2)
+    monkeypatch.setattr(device_measuring, "MOST_RUNS", 4)
+    device = EmulatedDevice(latest_first=latest_first)
+    measurer = DeviceMeasurer(device, emulated)
+
+    def measure(contest: Contest) -> list[Outcome]:
+        return measurer.measure(dataclasses.replace(contest, samples=2))
+
+    records = parted_records(parted, 5000.0)
+    fresh = measure_programs(parted, PARTED, records, emulated, measure, "none")
+    assert [record.status for record in fresh] == ["ok"] * 3, [r.reason for r in fresh]
+    assert device.counts["captured wait"] > 0 == device.counts["refused"]
