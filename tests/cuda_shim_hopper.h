@@ -36,7 +36,10 @@ struct ShimCopy { ShimMap map; int at[4]; uint32_t shared, barrier; };
 struct ShimProduct {
     float *d; int n; uint64_t a, b; int add; bool bfloat16; const unsigned *left = nullptr; };
 
+struct ShimSend { float values[4]; uint32_t shared, barrier; };
+
 inline std::vector<ShimCopy> shim_loads;
+inline std::vector<ShimSend> shim_sends;
 inline std::vector<ShimCopy> shim_stores[SHIM_MAX_THREADS];
 // Groups that are not done yet; the last one is open.
 inline std::vector<std::vector<ShimProduct>> shim_products[SHIM_MAX_THREADS];
@@ -137,10 +140,28 @@ inline void shim_tma_load(uint32_t to, const void *map, int image, int high, int
         else shim_finish_load(one);
     }
 }
+// st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32
+inline void shim_finish_send(const ShimSend &send) {
+    memcpy(shim_at(send.shared), send.values, sizeof send.values);
+    ShimBarrierWord *word = shim_word(send.barrier);
+    word->nbytes -= sizeof send.values;
+    shim_settle(word);
+}
+inline void shim_send(uint32_t to, uint32_t barrier, int block, const float *values) {
+    ShimSend send = {{values[0], values[1], values[2], values[3]},
+                     shim_elsewhere(to, block), shim_elsewhere(barrier, block)};
+    if (send.shared % 16) shim_fail("four values that are not aligned"), shim_leave();
+    if (shim_late & SHIM_LATE_LOADS) shim_sends.push_back(send);
+    else shim_finish_send(send);
+}
 inline void shim_await(uint32_t barrier, uint32_t parity) {
     uint64_t seen = shim_progress;
     for (int rounds = 0; shim_word(barrier)->phase == parity; ++rounds) {
         if (seen != shim_progress) seen = shim_progress, rounds = 0;
+        if (rounds > 20 && !shim_sends.empty()) {
+            for (; !shim_sends.empty(); shim_sends.pop_back()) shim_finish_send(shim_sends.back());
+            continue;
+        }
         if (rounds > 20 && !shim_loads.empty()) {
             ShimCopy copy = shim_loads.back();
             shim_loads.pop_back();
@@ -277,8 +298,8 @@ inline void shim_wgmma_wait(int left) {
 
 // What a kernel left undone, or null.
 inline const char *shim_left_over() {
-    bool loads = !shim_loads.empty(), stores = false, products = false;
-    shim_loads.clear();
+    bool loads = !shim_loads.empty() || !shim_sends.empty(), stores = false, products = false;
+    shim_loads.clear(), shim_sends.clear();
     for (int i = 0; i < SHIM_MAX_THREADS; ++i) {
         stores |= !shim_stores[i].empty();
         for (auto &group : shim_products[i]) products |= !group.empty();

@@ -6,7 +6,7 @@ in front of it have ended, for the activations right after, and multiplies slab 
 arrive; nothing is loaded twice, no stage is waited for. The blocks then send each other parts of
 their float32 sums through distributed shared memory; each adds and finishes its share of the tile.
 (Split-K inside a thread block cluster: NVIDIA, "Hopper Tuning Guide", distributed shared memory;
-PTX ISA, "mapa", "st.shared::cluster", "barrier.cluster".)
+PTX ISA, "mapa", "st.async", "barrier.cluster".)
 
 Rows of the weights are features, rows of the activations pixels. wgmma multiplies 64 rows by any
 multiple of eight columns: rows are pixels and columns features, or, ``swapped``, the other way
@@ -85,7 +85,7 @@ class SplitTile:
         """Dynamic shared memory for that many slabs of k, with room to begin at 1024."""
         slabs = -(-steps // self.split)
         parts = self.own * self.split * 512 if self.split > 1 else 0
-        return 1024 + slabs * ((self.features + self.pixels) * _DEPTH * 2 + 8) + parts
+        return 1024 + slabs * ((self.features + self.pixels) * _DEPTH * 2 + 8) + parts + 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,8 +258,8 @@ def split_kernel(
     """X [M, K] times the transpose of W [N, K], both of ``dtype`` (float16 or bfloat16).
 
     ``k`` is K, the channels of a ``window``; ``constant`` says that no kernel writes W, so that it
-    is loaded before earlier kernels have ended. The grid is the number of tiles times the split;
-    tiles of features come first, rounded up to clusters. Raises ValueError for what the kernel
+    is loaded before earlier kernels have ended. The grid is the tiles of features,
+    rounded up to clusters, times the split, and the boxes of pixels. Raises ValueError for what the kernel
     cannot do.
 
     With a ``window`` X and the result are tensors of images, rows, columns and channels, and W is

@@ -3,7 +3,7 @@
 Upper-case names are macros that the configuration defines. A block holds its whole part of k in
 shared memory: slabs of 64 elements, in each the rows of the weights, then those of the
 activations. Behind them lie the parts of the sums that other blocks of the cluster send, then one
-barrier per slab.
+barrier per slab, and one for what is sent.
 """
 
 from __future__ import annotations
@@ -37,15 +37,28 @@ SETTINGS = r"""
 #: Sums on their way through the memory of a cluster, and where results lie.
 EXCHANGE = r"""
 #ifdef __CUDACC__
+/* What was made visible to the cluster before is the barriers alone, by a fence of its own. */
 EF_FUNCTION void ef_cluster_arrive() {
-  asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
+  asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }
 EF_FUNCTION void ef_cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
-/* Four values to the same place in the memory of a block of the cluster. */
-EF_FUNCTION void ef_send(uint32_t to, int block, const float *v) {
-  asm volatile("{ .reg .b32 there; mapa.shared::cluster.u32 there, %0, %1;"
-      " st.shared::cluster.v4.f32 [there], {%2, %3, %4, %5}; }"
-      :: "r"(to), "r"(block), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]) : "memory"); }
+/* Four values to the same place in the memory of a block of the cluster, where their bytes count
+   at the barrier of the same place. */
+EF_FUNCTION void ef_send(uint32_t to, uint32_t barrier, int block, const float *v) {
+  asm volatile("{ .reg .b32 there, counts; mapa.shared::cluster.u32 there, %0, %2;"
+      " mapa.shared::cluster.u32 counts, %1, %2;"
+      " st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32"
+      " [there], {%3, %4, %5, %6}, [counts]; }"
+      :: "r"(to), "r"(barrier), "r"(block), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3])
+      : "memory"); }
+/* Waits for what blocks of the cluster send to a new barrier. */
+EF_FUNCTION void ef_await_sent(uint32_t barrier) {
+  uint32_t done;
+  do {
+    asm volatile("{ .reg .pred p;"
+        " mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], 0;"
+        " selp.u32 %0, 1, 0, p; }" : "=r"(done) : "r"(barrier) : "memory");
+  } while (!done); }
 /* A box of images, rows, columns and channels for every block of the cluster in a mask. */
 EF_FUNCTION void ef_load_pixels_all(uint32_t to, const ef_map *map, int image, int row, int column,
                                     int channel, uint32_t barrier, uint16_t mask) {
@@ -59,8 +72,9 @@ EF_FUNCTION void ef_receive(uint32_t from, float (&v)[4]) {
 #else
 EF_FUNCTION void ef_cluster_arrive() {}
 EF_FUNCTION void ef_cluster_wait() { __syncthreads(); }
-EF_FUNCTION void ef_send(uint32_t to, int block, const float *v) {
-  memcpy(shim_at(shim_elsewhere(to, block)), v, 16); }
+EF_FUNCTION void ef_send(uint32_t to, uint32_t barrier, int block, const float *v) {
+  shim_send(to, barrier, block, v); }
+EF_FUNCTION void ef_await_sent(uint32_t barrier) { shim_await(barrier, 0); }
 EF_FUNCTION void ef_load_pixels_all(uint32_t to, const ef_map *map, int image, int row, int column,
                                     int channel, uint32_t barrier, uint16_t mask) {
   shim_tma_load(to, map, image, row, column, channel, barrier, mask); }
@@ -104,11 +118,11 @@ EF_FUNCTION int ef_row(const ef_spot &at, int pixel) {
   const int image = at.image + n, high = at.high + h, wide = at.wide + inside - h * TW;
   const bool is = pixel < TN * TH * TW && image < at.images && high < at.height && wide < at.width;
   return is ? (image * at.height + high) * at.width + wide : -1; }
-EF_FUNCTION ef_spot ef_placed(int tile, int tiles_f, int images, int height, int width) {
-  const int box = tile / tiles_f, tiles_h = (height + TH - 1) / TH, tiles_w = (width + TW - 1) / TW;
+EF_FUNCTION ef_spot ef_placed(int box, int feature, int images, int height, int width) {
+  const int tiles_h = (height + TH - 1) / TH, tiles_w = (width + TW - 1) / TW;
   const int row = box / tiles_w, image = row / tiles_h;
   return {image * TN, (row - image * tiles_h) * TH, (box - row * tiles_w) * TW,
-          (tile - box * tiles_f) * FEATURES, images, height, width}; }
+          feature, images, height, width}; }
 EF_FUNCTION void ef_load_x(uint32_t to, const ef_map *x, const ef_spot &at, int step,
                            uint32_t barrier, uint16_t mask) {
   const int tap = step / BLOCKS, r = tap / TAPS_W, s = tap - r * TAPS_W;
@@ -128,9 +142,8 @@ EF_FUNCTION int ef_column_of_w(int step, int K) {
 struct ef_spot { int pixel, feature, pixels; };
 EF_FUNCTION int ef_row(const ef_spot &at, int pixel) {
   return pixel < BOX && at.pixel + pixel < at.pixels ? at.pixel + pixel : -1; }
-EF_FUNCTION ef_spot ef_placed(int tile, int tiles_f, int pixels) {
-  const int row = tile / tiles_f;
-  return {row * BOX, (tile - row * tiles_f) * FEATURES, pixels}; }
+EF_FUNCTION ef_spot ef_placed(int box, int feature, int pixels) {
+  return {box * BOX, feature, pixels}; }
 EF_FUNCTION void ef_load_x(uint32_t to, const ef_map *x, const ef_spot &at, int step,
                            uint32_t barrier, uint16_t mask) {
 #if SHARE > 1
@@ -154,9 +167,10 @@ extern "C" __global__ void DIMENSIONS __launch_bounds__(THREADS, 1) hopper_split
     const uint32_t slabs = ef_shared_address(ef_dynamic) + shim_base(rank);
 #endif
     const uint32_t parts = slabs + SLABS * SLAB_NBYTES, full = parts + PARTS_NBYTES;
+    const uint32_t sent = full + 8 * SLABS;
     const int warp = __shfl_sync(0xffffffffu, EF_THREAD / 32, 0), lane = EF_THREAD % 32;
-    const int tiles_f = (N + FEATURES * SHARE - 1) / (FEATURES * SHARE) * SHARE;
-    const ef_spot at = ef_placed(EF_BLOCK / CLUSTER * SHARE + mate, tiles_f, @EXTENT@);
+    const ef_spot at = ef_placed((int)blockIdx.y, (EF_BLOCK / CLUSTER * SHARE + mate) * FEATURES,
+                                 @EXTENT@);
     // The steps of k of this block.
     const int begin = STEPS * part / SPLIT;
     const int count = STEPS % SPLIT ? STEPS * (part + 1) / SPLIT - begin : SLABS;
@@ -173,7 +187,10 @@ extern "C" __global__ void DIMENSIONS __launch_bounds__(THREADS, 1) hopper_split
         ef_prefetch(&w);
         #pragma unroll
         for (int i = 0; i < SLABS; ++i) ef_barrier_init(full + 8 * i, 1);
+        if (SPLIT > 1) ef_barrier_init(sent, 1);
         ef_fence_barriers();
+        const int own = ef_least(OWN, UNITS - part * OWN);
+        if (SPLIT > 1 && own > 0) ef_expect(sent, own * (SPLIT * 512));
     }
     // Others write to this block only after it has begun.
     if (CLUSTER > 1) ef_cluster_arrive();
@@ -215,6 +232,7 @@ extern "C" __global__ void DIMENSIONS __launch_bounds__(THREADS, 1) hopper_split
         }
     }
 
+    __syncwarp();  // products are of whole warps
     float sums[COLUMNS / 2];
     const uint32_t group = warp / 4 * 8192;
     for (int i = 0; i < count; ++i) {
@@ -255,10 +273,10 @@ extern "C" __global__ void DIMENSIONS __launch_bounds__(THREADS, 1) hopper_split
     for (int c = 0; c < WARP_UNITS; ++c) {
         const int unit = warp * WARP_UNITS + c, owner = unit / OWN;
         const uint32_t slot = (unit - owner * OWN) * SPLIT + part;
-        ef_send(parts + (slot * 32 + lane) * 16, owner * SHARE + mate, sums + c * 4);
+        ef_send(parts + (slot * 32 + lane) * 16, sent, owner * SHARE + mate, sums + c * 4);
     }
-    ef_cluster_arrive();
-    ef_cluster_wait();
+    if (part * OWN >= UNITS) return;
+    ef_await_sent(sent);
     #pragma unroll
     for (int u = 0; u < (OWN + WARPS - 1) / WARPS; ++u) {
         const int mine = warp + u * WARPS, unit = part * OWN + mine;
@@ -266,9 +284,9 @@ extern "C" __global__ void DIMENSIONS __launch_bounds__(THREADS, 1) hopper_split
         float total[4] = {0.0f, 0.0f, 0.0f, 0.0f};
         #pragma unroll
         for (int s = 0; s < SPLIT; ++s) {
-            float sent[4];
-            ef_receive(parts + ((mine * SPLIT + s) * 32 + lane) * 16, sent);
-            for (int i = 0; i < 4; ++i) total[i] += sent[i];
+            float values[4];
+            ef_receive(parts + ((mine * SPLIT + s) * 32 + lane) * 16, values);
+            for (int i = 0; i < 4; ++i) total[i] += values[i];
         }
         finish(unit, u, total);
     }

@@ -234,7 +234,7 @@ def _emit(
     parameters += [Scalar("i32", size) for size in (*extent, product.n, product.k)]
     parameters += [Scalar("i64", where.pitch) for where in (y, *fulls.values())]
     features = -(-product.n // (tile.features * tile.share)) * tile.share
-    builder.launch(kernel, (boxes * features * tile.split,), parameters, layer)
+    builder.launch(kernel, (features * tile.split, boxes), parameters, layer)
 
 
 register(NvrtcHopperSplit())

@@ -187,10 +187,8 @@ def test_activations_that_no_tensor_map_describes_are_served_by_the_plain_kernel
 FAULTS = {
     "products ahead of the loads": ("ef_await(full + 8 * i, 0);", ""),
     "sums used before they are done": ("ef_wgmma_wait<0>();", "ef_wgmma_wait<1>();"),
-    "sums read before they are sent": (
-        "    ef_cluster_arrive();\n    ef_cluster_wait();\n",
-        "",
-    ),
+    "sums read before they are sent": ("    ef_await_sent(sent);", ""),
+    "a barrier that expects too many": ("own * (SPLIT * 512)", "own * (SPLIT * 1024)"),
     "a barrier that expects too little": ("F_NBYTES + BOX * 128", "F_NBYTES"),
     "a part that is not sent": ("owner * SHARE + mate", "owner"),
     "values in wrong lanes": ("lane % 4 * 8 + lane / 8", "lane % 4 * 8 + lane / 4 % 4"),
