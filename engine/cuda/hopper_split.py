@@ -258,9 +258,9 @@ def split_kernel(
     """X [M, K] times the transpose of W [N, K], both of ``dtype`` (float16 or bfloat16).
 
     ``k`` is K, the channels of a ``window``; ``constant`` says that no kernel writes W, so that it
-    is loaded before earlier kernels have ended. The grid is the tiles of features,
-    rounded up to clusters, times the split, and the boxes of pixels. Raises ValueError for what the kernel
-    cannot do.
+    is loaded before earlier kernels have ended. The grid is the tiles of features, rounded up to
+    clusters, times the split, and the boxes of pixels. Raises ValueError for what the kernel cannot
+    do.
 
     With a ``window`` X and the result are tensors of images, rows, columns and channels, and W is
     [N, taps * K].
