@@ -24,6 +24,7 @@ from engine.passes.move_row_transposes import move_row_transposes
 from engine.passes.move_transposes import join_transposes, move_transposes
 from engine.passes.remove_dead import remove_dead
 from engine.passes.remove_identity import remove_identity
+from engine.passes.spell_out import spell_out
 
 __all__ = ["CANONICALISE", "canonicalise", "run_passes", "run_pipeline"]
 
@@ -63,6 +64,8 @@ def canonicalise(graph: Graph, *, checked: bool = False) -> None:
 def run_pipeline(graph: Graph, *, precision: str = "fp32", checked: bool = False) -> None:
     """Everything between reading a model and lowering it."""
     canonicalise(graph, checked=checked)
+    if spell_out(graph):
+        canonicalise(graph, checked=checked)
     if precision == "fp16":
         lower_precision(graph)
         canonicalise(graph, checked=checked)

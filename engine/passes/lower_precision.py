@@ -28,6 +28,7 @@ _NARROWED = frozenset(
         *("ReduceMean", "ReduceMax", "ReduceMin"),
         *("Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "Reshape"),
         *("Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze", "View"),
+        *("GatherElements", "GatherND", "Pad", "Trilu"),
     }
 )
 #: Functions that overflow or lose everything in float16 between two roundings.

@@ -14,7 +14,7 @@ from engine.ir.types import Dim, DType, TensorType, is_bound
 from engine.ops.elementwise import ElementwiseOperator
 from engine.ops.expression import Expression, call, cast, constant, load, substitute
 
-__all__ = ["REGION_DTYPES", "RowForm", "row_form"]
+__all__ = ["REGION_DTYPES", "RowForm", "row_form", "row_length"]
 
 Shape = tuple[Dim, ...]
 
@@ -108,6 +108,13 @@ def wide(operand: Expression) -> Expression:
     return cast(operand, DType.FLOAT32) if narrow else operand
 
 
+def row_length(size: Dim, dtype: DType) -> Expression:
+    """How many elements a row has, counted where its size is not fixed."""
+    if isinstance(size, int):
+        return constant(size, dtype)
+    return call("row_sum", constant(1, dtype))
+
+
 def _reduction(node: Node) -> RowForm | None:
     space = _space(node)
     kind = node.kind.removeprefix("Reduce")
@@ -116,7 +123,7 @@ def _reduction(node: Node) -> RowForm | None:
     if not _last_only(node, _axes(node)) or not source.tensor.dtype.is_float:
         return None
     count = space[-1]
-    if count == 0 or (kind == "Mean" and not isinstance(count, int)):
+    if count == 0:
         return None  # a region of no points writes nothing
     function = {"Max": "row_max", "Min": "row_min", "Prod": "row_prod"}.get(kind, "row_sum")
 
@@ -129,8 +136,8 @@ def _reduction(node: Node) -> RowForm | None:
         if kind == "L1":
             item = call("abs", item)
         total = call(function, item)
-        if kind == "Mean" and isinstance(count, int):
-            total = call("divide", total, constant(count, total.dtype))
+        if kind == "Mean":
+            total = call("divide", total, row_length(count, total.dtype))
         if kind == "L2":
             total = call("sqrt", total)
         return cast(total, x.dtype)
@@ -195,11 +202,36 @@ def _normalization(node: Node) -> RowForm | None:
     return RowForm(space, build, reduces=True)
 
 
+def _lp_normalization(node: Node) -> RowForm | None:
+    """Each row divided by its norm, where that is not 0."""
+    space = _space(node)
+    if not space or getattr(node.op, "axis", -1) % len(space) != len(space) - 1:
+        return None
+    if not node.outputs[0].tensor.dtype.is_float:
+        return None
+    absolute = getattr(node.op, "p", 2) == 1
+
+    def build(operands: Sequence[Expression | None]) -> Expression:
+        (x, *_) = operands
+        assert x is not None
+        item = wide(x)
+        if absolute:
+            norm = call("row_sum", call("abs", item))
+        else:
+            norm = call("sqrt", call("row_sum", call("multiply", item, item)))
+        none = constant(0, item.dtype)
+        share = call("divide", item, norm)
+        return cast(call("select", call("equal", norm, none), none, share), x.dtype)
+
+    return RowForm(space, build, reduces=True)
+
+
 _FORMS: dict[str, Callable[[Node], RowForm | None]] = {
     "Softmax": _softmax,
     "LogSoftmax": _softmax,
     "LayerNormalization": _normalization,
     "RMSNormalization": _normalization,
+    "LpNormalization": _lp_normalization,
     **{
         f"Reduce{kind}": _reduction
         for kind in ("Sum", "Mean", "Max", "Min", "Prod", "SumSquare", "L1", "L2")

@@ -19,6 +19,7 @@ from engine.ops.arg_extreme import ArgExtreme
 from engine.ops.expression import Expression, call, cast, constant, index, load
 from engine.ops.reduce import ReduceOverAttribute, ReduceOverInput
 from engine.ops.region import Load, Region, Store
+from engine.passes.rows import row_length
 from engine.tactics.nvrtc_region import launch_region
 from engine.tactics.tactic import Candidate, Refusal, register
 from engine.target import CudaTarget, Target
@@ -160,9 +161,7 @@ def _reduced(kind: str, item: Expression, length: Dim) -> Expression:
     if kind in ("Mean", "L2", "LogSum", "LogSumExp") and not item.dtype.is_float:
         raise ValueError(f"Reduce{kind} of integers goes by another type")
     if kind == "Mean":
-        if not isinstance(length, int):
-            raise ValueError("a mean over a size that is not fixed")
-        return call("divide", call("row_sum", item), constant(length, item.dtype))
+        return call("divide", call("row_sum", item), row_length(length, item.dtype))
     if kind in makers:
         return makers[kind](item)
     return call(_ROWS.get(kind, "row_sum"), item)

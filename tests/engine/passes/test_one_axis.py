@@ -14,7 +14,7 @@ BODIES = {
     "a residual block": (
         """c = Conv <pads = [1, 1]> (x, w) r = Relu (c) d = Conv <pads = [1, 1]> (r, v)
         n = Mul (d, g) e = Add (n, c) f = Relu (e) y = Conv <pads = [1, 1]> (f, v)""",
-        ["FusedConv"] * 3,
+        ["FusedConv", "Region", "FusedConv", "FusedConv"],
     ),
     "an upsampling": (
         """c = Conv <pads = [1, 1]> (x, w) r = LeakyRelu (c)
