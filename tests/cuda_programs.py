@@ -230,3 +230,55 @@ def expected_side_by_side(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     source = scaled(x, 2)
     long = scaled(scaled(scaled(source, 2), 2), 2)
     return scaled(long + scaled(source, 5), 3)
+
+
+def two_chains(length: int, lane: int, *, greatest: Dim | None = 1000) -> Program:
+    """The sum of two chains of so many launches from x, the second of them on a lane."""
+    slots = [Slot(VECTOR, "input", "x"), weight_slot()]
+    steps: list[Step] = []
+    ends = []
+    for on in (0, lane):
+        source = 0
+        for _ in range(length):
+            slots.append(Slot(VECTOR, "arena"))
+            step = scale(source, 1, len(slots) - 1, 0.5, len(steps))
+            steps.append(replace(step, lane=on))
+            source = len(slots) - 1
+        ends.append(source)
+    slots.append(Slot(VECTOR, "output", "y"))
+    steps.append(
+        launch(
+            ACCUMULATE,
+            2 * length,
+            Pointer(ends[1]),
+            Pointer(ends[0], writes=True),
+            Scalar("i32", N),
+        )
+    )
+    steps.append(scale(ends[0], 1, len(slots) - 1, 1.0, 2 * length + 1))
+    return program(slots, steps, greatest=greatest)
+
+
+def blocks(count: int, lane: int, *, greatest: Dim | None = 1000) -> Program:
+    """Blocks one after the other, each of three scalings beside one on a lane, and their sum."""
+    slots = [Slot(VECTOR, "input", "x"), weight_slot()]
+    steps: list[Step] = []
+
+    def scaled(source: int, factor: float, on: int = 0) -> int:
+        slots.append(Slot(VECTOR, "arena"))
+        step = scale(source, 1, len(slots) - 1, factor, len(steps))
+        steps.append(replace(step, lane=on))
+        return len(slots) - 1
+
+    source = scaled(0, 0.5)
+    for _ in range(count):
+        long = scaled(scaled(scaled(source, 0.5), 0.5), 0.5)
+        short = scaled(source, 0.25, lane)
+        sizes = Scalar("i32", N)
+        steps.append(
+            launch(ACCUMULATE, len(steps), Pointer(short), Pointer(long, writes=True), sizes)
+        )
+        source = long
+    slots.append(Slot(VECTOR, "output", "y"))
+    steps.append(scale(source, 1, len(slots) - 1, 1.0, len(steps)))
+    return program(slots, steps, greatest=greatest)

@@ -13,7 +13,7 @@ from engine.plan.structure import Program
 from engine.runtime import cuda_layout
 from engine.runtime.cuda_engine import CudaEngine
 from engine.runtime.cuda_segments import Lanes
-from tests.cuda_programs import KERNELS, expected_side_by_side, side_by_side
+from tests.cuda_programs import KERNELS, blocks, expected_side_by_side, side_by_side, two_chains
 from tests.emulated_device import EmulatedDevice, image_of
 
 W = np.array([1, 2, 3, 4], np.float32)
@@ -141,6 +141,19 @@ def test_a_caller_s_stream_is_in_order_with_all_lanes() -> None:
             x = vector(100, turn)
             found = context.run({"x": x})["y"]
             np.testing.assert_allclose(found, expected_side_by_side(x, W), rtol=1e-5)
+
+
+@pytest.mark.parametrize("made", [blocks, two_chains])
+@pytest.mark.parametrize("latest_first", [False, True])
+def test_programs_with_lanes_compute_what_those_without_do(made: Any, latest_first: bool) -> None:
+    found = {}
+    for lane in (0, 1, 3):
+        device = EmulatedDevice(latest_first=latest_first)
+        with engine_of(made(6, lane), device).create_context() as context:
+            found[lane] = [context.run({"x": vector(size)})["y"] for size in (300, 20, 300, 300)]
+    for lane in (1, 3):
+        for one, other in zip(found[0], found[lane], strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 def test_lanes_are_waited_for_after_a_failure() -> None:
