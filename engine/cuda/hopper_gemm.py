@@ -37,7 +37,9 @@ class HopperTile:
     ``rows`` x ``columns`` of a tile: rows 64 or 128 in ping-pong, 128, 192 or 256 otherwise,
     columns a multiple of 32 from 64 to 256; ``stages`` of 64 elements of k; ``buffers`` for results
     of 16 rows and ``part`` columns per computing warp; ``cluster`` blocks (1 or 2) that share B;
-    ``group`` rows of tiles that neighbours in time share.
+    ``group`` rows of tiles that neighbours in time share. With 2 ``blocks`` per multiprocessor,
+    each of half its memory and with one warpgroup for 64 or 128 rows, one block may begin while
+    another ends, also one of the next kernel.
     """
 
     rows: int
@@ -47,6 +49,7 @@ class HopperTile:
     buffers: int = 2
     cluster: int = 1
     group: int = 8
+    blocks: int = 1
 
     def to_json(self) -> dict[str, object]:
         """The choice as JSON: what tells tiles of one layer apart."""
@@ -57,12 +60,13 @@ class HopperTile:
             "buffers": self.buffers,
             "cluster": self.cluster,
             "group": self.group,
+            "blocks": self.blocks,
         }
 
     @property
     def groups(self) -> int:
         """Warpgroups that multiply."""
-        return 3 if self.rows == 192 else 2
+        return 3 if self.rows == 192 else 3 - self.blocks
 
     @property
     def threads(self) -> int:
@@ -76,11 +80,11 @@ class HopperTile:
 
     @property
     def shared_nbytes(self) -> int:
-        """Dynamic shared memory, with room to begin at a multiple of 1024."""
+        """Dynamic shared memory, where there is enough with room to begin at a multiple of 1024."""
         ring = self.stages * (self.rows + self.columns) * _DEPTH * 2
         buffers = 4 * self.groups * self.buffers
         barriers = 16 * self.stages + 16 + 8 * buffers
-        return 1024 + ring + buffers * 16 * self.part * 2 + barriers
+        return (1024 if self.blocks == 1 else 0) + ring + buffers * 16 * self.part * 2 + barriers
 
     @property
     def sums(self) -> int:
@@ -130,6 +134,7 @@ def _settings(
         "BN": tile.columns,
         "PART": tile.part,
         "GROUPS": tile.groups,
+        "BLOCKS_OF_SM": tile.blocks,
         "PINGPONG": int(tile.pingpong),
         "STAGES": tile.stages,
         "BUFFERS": tile.buffers,
@@ -146,10 +151,14 @@ def _settings(
 
 def check_tile(tile: HopperTile, tail: HopperTail) -> None:
     """Raise ValueError for a tile that the kernel does not have, or that the epilogue excludes."""
-    rows = (64, 128) if tile.pingpong else (128, 192, 256)
+    rows = (64, 128) if tile.pingpong or tile.blocks == 2 else (128, 192, 256)
     if tile.rows not in rows or tile.columns % 32 or not 64 <= tile.columns <= 256:
         raise ValueError(f"no tile of {tile.rows} x {tile.columns} in this mode")
-    most = 192 if tile.groups == 2 else 128
+    if tile.blocks not in (1, 2) or (tile.blocks == 2 and tile.pingpong):
+        raise ValueError(
+            "tiles in ping-pong leave no room for a second block, nor is there a third"
+        )
+    most = 96 if tile.groups == 3 else 192
     if tile.sums > most or tile.stages < 2 or tile.cluster not in (1, 2):
         raise ValueError("a thread would hold too many sums, or there are too few stages")
     least = {"boxes": 2, "rows": 1, "elements": 0}[tail.store]

@@ -21,9 +21,10 @@ SETTINGS = r"""
 #define ROW_NBYTES (PART * 2)
 #define BUFFER_NBYTES (16 * ROW_NBYTES)
 #define PARTS (BLOCKS * (BN / PART))
-/* Registers are shared out anew: a thread begins with 168 in three groups, with 128 in four. */
-#define LOADING_REGISTERS (GROUPS == 2 ? 40 : 32)
-#define COMPUTING_REGISTERS (GROUPS == 2 ? 232 : 160)
+/* Registers are shared out anew: of the 512 of four threads each begins with 128 where two blocks
+   of two groups or one of four share them, with 168 in three groups. */
+#define LOADING_REGISTERS (GROUPS == 1 ? 24 : GROUPS == 2 ? 40 : 32)
+#define COMPUTING_REGISTERS (GROUPS == 3 ? 160 : 232)
 #ifdef __CUDACC__
 #define EF_MEMBER __device__ __forceinline__
 #else
@@ -145,7 +146,8 @@ EF_FUNCTION void ef_store_edge(uint16_t *y, long long pitch, uint32_t buffer, in
 """
 
 BODY = r"""
-extern "C" __global__ void DIMENSIONS __launch_bounds__(THREADS, 1) hopper_gemm(@PARAMETERS@) {
+extern "C" __global__ void DIMENSIONS __launch_bounds__(THREADS, BLOCKS_OF_SM)
+hopper_gemm(@PARAMETERS@) {
     extern __shared__ __align__(1024) unsigned char ef_dynamic[];
     const int rank = CLUSTER > 1 ? ef_cluster_rank() : 0;
 #ifdef __CUDACC__
@@ -168,6 +170,12 @@ extern "C" __global__ void DIMENSIONS __launch_bounds__(THREADS, 1) hopper_gemm(
     if (EF_THREAD == 0) {
         ef_prefetch(&a);
         ef_prefetch(&b);
+#if STORE == BOXES
+        ef_prefetch(&y_map);
+#endif
+#if STAGED
+        ef_prefetch(&@STAGED@_map);
+#endif
         for (int i = 0; i < STAGES; ++i) {
             ef_barrier_init(full + 8 * i, 1);
             ef_barrier_init(empty + 8 * i, (PINGPONG ? 4 : WARPS) * CLUSTER);

@@ -1,9 +1,10 @@
 """Which tiles of Hopper's matrix product are worth measuring, the likeliest first.
 
 A block's time is the sum over its tiles of their main loops (the greater of arithmetic and bytes
-from the level-two cache) and of what the epilogue adds: in ping-pong two epilogues and one main
-loop run at the same time, otherwise they follow each other. The whole never beats memory. Rates are
-those of an H200, memory scaled by multiprocessors; where all multiply at once, their clock falls.
+from the level-two cache) and of what the epilogue adds: in ping-pong, and with two blocks per
+multiprocessor, two epilogues and one main loop run at the same time, otherwise they follow each
+other. The whole never beats memory. Rates are those of an H200, memory scaled by multiprocessors;
+where all multiply at once, their clock falls.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _LONG = {"erf": 8.0, "exp": 2.0, "tanh": 4.0, "sigmoid": 5.0, "divide": 8.0, "po
 _LEAST_STAGES, _MOST_STAGES = 3, 8
 #: Tiles offered: of products that end within some nanoseconds, and of longer ones. Those that
 #: should take that much longer than the best are not.
-_SHORT_NS, _OFFERED_SHORT, _OFFERED, _SLACK = 7000.0, 3, 6, 1.5
+_SHORT_NS, _OFFERED_SHORT, _OFFERED, _SLACK, _NEAR = 7000.0, 3, 6, 1.5, 1.15
 #: From here on blocks that share B are worth a try.
 _CLUSTER_NS = 10_000.0
 
@@ -84,6 +85,11 @@ def ranked_hopper_tiles(
     best = timed[0][0]
     count = _OFFERED_SHORT if best < _SHORT_NS else _OFFERED
     found = [tile for taken, _, tile in timed[:count] if taken < _SLACK * best]
+    # What is saved where one kernel begins before another ends is not in the prediction.
+    halves = [tile for taken, _, tile in timed if tile.blocks == 2 and taken < _NEAR * best]
+    if halves and halves[0] not in found[:_OFFERED_SHORT]:
+        found = [tile for tile in found if tile != halves[0]]
+        found.insert(2, halves[0])
     if best > _CLUSTER_NS:
         # What multicast saves depends on what else runs: one of the best two is tried with it.
         found[2:2] = _shared(problem, found[:2], target, rows_of)[:1]
@@ -108,6 +114,8 @@ def _shared(
     return found
 
 
+#: Rows and columns of tiles of which a multiprocessor computes two at once.
+_HALVES = ((64, 128), (128, 64), (128, 128), (64, 192), (64, 96), (64, 64))
 #: Rows, columns, ping-pong.
 _SIZES = (
     (128, 128, True),
@@ -134,10 +142,11 @@ _SIZES = (
 
 
 def _tiles(problem: HopperProblem, target: CudaTarget) -> Iterator[HopperTile]:
-    for rows, columns, pingpong in _SIZES:
-        if rows >= 2 * max(problem.m, 64) or columns >= problem.n + 128:
+    wholes = [HopperTile(*size, _LEAST_STAGES) for size in _SIZES]
+    halves = [HopperTile(*size, False, _LEAST_STAGES, blocks=2) for size in _HALVES]
+    for tile in (*wholes, *halves):
+        if tile.rows >= 2 * max(problem.m, 64) or tile.columns >= problem.n + 128:
             continue
-        tile = HopperTile(rows, columns, pingpong, _LEAST_STAGES)
         if problem.tail.store == "rows" and tile.part != 64:
             continue
         if problem.fulls and tile.sums > 128:
@@ -148,10 +157,12 @@ def _tiles(problem: HopperProblem, target: CudaTarget) -> Iterator[HopperTile]:
 
 
 def _fitted(tile: HopperTile, target: CudaTarget) -> HopperTile | None:
-    """The tile with as many stages as shared memory holds."""
+    """The tile with as many stages as its share of shared memory holds."""
+    # Beside what a block asks for the device keeps 1 KiB.
+    room = (target.shared_nbytes + 1024) // tile.blocks - 1024
     for stages in range(_MOST_STAGES, _LEAST_STAGES - 1, -1):
         found = replace(tile, stages=stages)
-        if found.shared_nbytes <= target.shared_nbytes:
+        if found.shared_nbytes <= room:
             return found
     return None
 
@@ -172,6 +183,7 @@ def predicted_ns(problem: HopperProblem, tile: HopperTile, target: CudaTarget) -
     units = -(-problem.m // (tile.rows * tile.cluster)) * -(-problem.n // tile.columns)
     programs = max(1, target.multiprocessors // tile.cluster)
     share = -(-units // programs)
+    both = tile.pingpong or tile.blocks == 2
     area = tile.rows * tile.columns
     flow = (tile.rows + tile.columns / tile.cluster) * 128.0
     flow /= _FLOW if share == 1 else _FLOW_LONG
@@ -181,7 +193,7 @@ def predicted_ns(problem: HopperProblem, tile: HopperTile, target: CudaTarget) -
     main = -(-problem.k // 64) * max(cycles / clock, flow) + _TILE_CYCLES / clock
     # A warp alone waits for its own results; more than one share the issue of instructions.
     alone = tile.sums * (6.0 + 2.0 * problem.instructions + 4.0 * problem.fulls) / clock
-    if tile.pingpong:
+    if both:
         work = main + (share - 1) * max(main, (main + alone) / 2) + alone
     else:
         own = max(alone, tile.groups * tile.sums * (2.5 + problem.instructions) / clock)

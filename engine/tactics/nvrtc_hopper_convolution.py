@@ -246,7 +246,7 @@ def _emit(
     sizes = (tiles, high, wide, outputs, _channels(node))
     parameters += [Scalar("i32", size) for size in sizes]
     units = ceildiv(tiles, tile.cluster) * -(-outputs // tile.columns)
-    programs = target.multiprocessors // tile.cluster
+    programs = tile.blocks * target.multiprocessors // tile.cluster
     builder.launch(kernel, (minimum(units, programs) * tile.cluster,), parameters, layer)
 
 

@@ -188,7 +188,7 @@ def _emit(
     parameters += [Scalar("i32", size) for size in (asked.m, asked.n, asked.k)]
     parameters += [Scalar("i64", pitch) for pitch in strides]
     units = ceildiv(asked.m, tile.rows * tile.cluster) * ceildiv(asked.n, tile.columns)
-    programs = target.multiprocessors // tile.cluster
+    programs = tile.blocks * target.multiprocessors // tile.cluster
     builder.launch(kernel, (minimum(units, programs) * tile.cluster,), parameters, layer)
 
 

@@ -66,11 +66,13 @@ def test_the_offers_differ_fit_and_compile_without_spills(shape: str) -> None:
         maps = [item for item in step.parameters if isinstance(item, TensorMap)]
         assert [item.form for item in maps] == list(range(len(kernel.maps)))
         assert kernel.shared_nbytes <= TARGET.shared_nbytes
+        if kernel.threads == 256:
+            assert 2 * (kernel.shared_nbytes + 1024) <= TARGET.shared_nbytes + 1024
         kernels.append(kernel)
     for candidate, kernel, result in zip(found, kernels, compile_kernels(kernels, (9, 0))):
         assert isinstance(result, Compiled), f"{candidate.choice}: {result}"
         assert result.waits and result.maps and result.cluster == candidate.choice["cluster"]
-        from_here = {384: 168, 512: 128}[kernel.threads]
+        from_here = {256: 128, 384: 168, 512: 128}[kernel.threads]
         assert result.registers == from_here, "registers are moved between warpgroups from here on"
 
 

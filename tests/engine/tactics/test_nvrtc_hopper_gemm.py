@@ -134,6 +134,9 @@ TILES = [
     HopperTile(64, 96, True, stages=2, buffers=3),
     HopperTile(192, 96, False, stages=2),
     HopperTile(128, 160, False, stages=2, cluster=2),
+    HopperTile(64, 128, False, stages=3, blocks=2),
+    HopperTile(128, 64, False, stages=2, buffers=3, blocks=2),
+    HopperTile(64, 96, False, stages=2, cluster=2, blocks=2),
 ]
 
 
@@ -223,7 +226,9 @@ def test_impossible_tiles_are_refused() -> None:
         HopperTile(256, 64, True, 3),
         HopperTile(128, 80, False, 3),
         HopperTile(192, 128, True, 3),
-        HopperTile(192, 256, False, 1),
+        HopperTile(192, 256, False, 3),
+        HopperTile(64, 128, True, 3, blocks=2),
+        HopperTile(64, 128, False, 3),
         HopperTile(128, 256, True, 3),
         HopperTile(128, 128, True, 1),
         HopperTile(128, 128, True, 3, buffers=1),
