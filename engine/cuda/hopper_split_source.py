@@ -197,6 +197,9 @@ extern "C" __global__ void DIMENSIONS __launch_bounds__(THREADS, 1) hopper_split
     // Constant weights may be asked for before earlier kernels have ended.
     if (CONSTANT && EF_THREAD == 0) load_weights();
     if (EF_THREAD == 32) ef_prefetch(&x);
+    // The next kernel may begin as soon as there is room beside this one: it waits for the end of
+    // this one, which waits for the end of those before.
+    ef_launch_dependents();
     __syncthreads();
     ef_wait();
     if (!CONSTANT && EF_THREAD == 0) load_weights();
@@ -212,7 +215,6 @@ extern "C" __global__ void DIMENSIONS __launch_bounds__(THREADS, 1) hopper_split
                           mask);
         }
     }
-    ef_launch_dependents();
 
     // Operands of the results that this block will finish.
 @HELD@

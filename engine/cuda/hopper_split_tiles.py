@@ -26,12 +26,12 @@ _CACHE = 5800.0
 _CLOCK = 1.7
 _FIXED_NS, _LATENCY_NS = 1500.0, 800.0
 #: What a cluster adds, what its exchange adds, and what a block adds beside which none fits.
-_BEGIN_NS, _CLUSTER_NS, _ALONE_NS = 150.0, 400.0, 250.0
+_BEGIN_NS, _CLUSTER_NS, _ALONE_NS = 150.0, 300.0, 600.0
 #: Of a multiprocessor; and what the system takes of shared memory for each block.
 _SHARED, _SYSTEM, _REGISTERS, _THREADS = 228 << 10, 1 << 10, 65536, 2048
 _OFFERED = 6
 _CLUSTERINGS = [
-    (split, share) for share in (1, 2, 4) for split in range(1, 9) if split * share <= 8
+    (split, share) for share in (1, 2, 4, 8) for split in (1, 2, 3, 4, 6, 8) if split * share <= 8
 ]
 _COLUMNS = (8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 96, 112, 128, 144, 160, 192, 224, 256)
 
@@ -122,7 +122,12 @@ def ranked_split_tiles(problem: SplitProblem, target: CudaTarget) -> list[SplitT
     for _, _, tile in sorted(timed, key=lambda item: item[:2]):
         # Tiles that differ by their sizes alone differ too little to be told apart by measuring.
         best.setdefault((tile.swapped, tile.groups, tile.split, tile.share), tile)
-    return list(best.values())[:_OFFERED]
+    found = list(best.values())
+    alone = [tile for tile in found[_OFFERED:] if tile.cluster == 1][:1]
+    # What needs no cluster is offered in any case: clusters cost what the model only guesses.
+    if alone and all(tile.cluster > 1 for tile in found[:_OFFERED]):
+        return [*found[: _OFFERED - 1], *alone]
+    return found[:_OFFERED]
 
 
 def _tiles(problem: SplitProblem) -> Iterator[SplitTile]:

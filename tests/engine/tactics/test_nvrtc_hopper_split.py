@@ -7,15 +7,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from engine.cuda.compile import compile_kernels
-from engine.cuda.hopper_split import SplitTail, SplitTile, check_split
-from engine.cuda.hopper_split_tiles import SplitProblem, predicted
-from engine.cuda.kernel import Compiled
+from engine.cuda.hopper_split import SplitTile, check_split
 from engine.ir.graph import Graph, Node
 from engine.ir.sizes import symbol
 from engine.ir.types import DType, TensorType
 from engine.lower.placement import Placement
-from engine.ops.expression import cast
 from engine.plan.device import LaunchStep
 from engine.tactics.nvrtc_hopper_split import NvrtcHopperSplit
 from engine.tactics.tactic import Candidate, Refusal
@@ -23,7 +19,7 @@ from engine.target import CudaTarget, describe
 from tests import cuda_layer as layers
 from tests.cuda_shim import ShimError
 from tests.engine.tactics.test_nvrtc_hopper_convolution import convolution
-from tests.engine.tactics.test_nvrtc_hopper_gemm import EPILOGUES, SUM, product
+from tests.engine.tactics.test_nvrtc_hopper_gemm import product
 from tests.hopper_shim import run_layer, run_product
 
 FOUND = describe("cuda:sm90")
@@ -93,10 +89,12 @@ def test_every_way_of_cutting_is_right_at_all_edges(tile: SplitTile) -> None:
     check(graph, node, tile, M=75)
 
 
-@pytest.mark.parametrize("name", EPILOGUES)
-@pytest.mark.parametrize("tile", [rows(16, 64, 2), swapped(64, 24, 2), swapped(64, 16, 1)], ids=str)
-def test_epilogues(name: str, tile: SplitTile) -> None:
-    check(*product(name, 50, 72, 136), tile, M=50)
+@pytest.mark.parametrize("name", ["sum", "gelu", "mixed"])
+def test_epilogues(name: str) -> None:
+    check(*product(name, 50, 72, 136), swapped(64, 24, 2), M=50)
+    if name == "mixed":
+        check(*product(name, 50, 72, 136), rows(16, 64, 2), M=50)
+        check(*product(name, 50, 72, 136), swapped(64, 16, 1), M=50)
 
 
 @pytest.mark.parametrize("n", [77, 130])
@@ -120,40 +118,6 @@ def test_a_matrix_that_is_turned_and_one_that_changes() -> None:
     assert "#define CONSTANT 0" in source, "a matrix that others write is read before the wait"
 
 
-@pytest.mark.parametrize(
-    ("tile", "box"),
-    [
-        (rows(24, 64, 2), (1, 7, 9)),
-        (rows(16, 64, 3), (3, 3, 7)),
-        (swapped(64, 40, 4), (1, 4, 9)),
-        (swapped(64, 16, 2, 2), (1, 3, 5)),
-        (swapped(64, 64, 1), (2, 5, 6)),
-    ],
-    ids=str,
-)
-def test_boxes_of_all_shapes(tile: SplitTile, box: tuple[int, int, int]) -> None:
-    graph, node = convolution("residual", (3, 5, 9), (40, 72), taps=(2, 3))
-    check(graph, node, boxed(tile, box), N=3)
-
-
-@pytest.mark.parametrize(
-    "how",
-    [
-        {"strides": (2, 2)},
-        {"strides": (2, 1), "taps": (1, 1), "pads": (0, 0, 0, 0)},
-        {"dilations": (2, 3), "pads": (2, 3, 2, 3)},
-        {"taps": (2, 5), "pads": (0, 3, 1, 1)},
-        {"dtype": BRAIN},
-    ],
-    ids=str,
-)
-def test_windows_of_all_kinds(how: dict[str, object]) -> None:
-    graph, node = convolution("bias", (2, 11, 10), (40, 72), **how)  # type: ignore[arg-type]
-    split = 1 if how.get("taps") == (1, 1) else 2
-    check(graph, node, boxed(swapped(64, 40, split), (1, 5, 8)), N=2)
-    check(graph, node, boxed(rows(24, 64, split), (1, 6, 10)), N=2)
-
-
 @pytest.mark.parametrize("offset", [16, 77])
 def test_slices_of_wider_tensors(offset: int) -> None:
     """A result and an operand at any element; activations at multiples of sixteen bytes."""
@@ -164,14 +128,6 @@ def test_slices_of_wider_tensors(offset: int) -> None:
     placed[id(node.inputs[3])] = Placement(wide, offset + 150, 500)
     placed[id(node.outputs[0])] = Placement(wide, offset, 500)
     check(graph, node, swapped(64, 24, 2), placed=placed, M=20)
-
-
-def test_an_image_in_a_slice() -> None:
-    graph, node = convolution("residual", (2, 6, 7), (64, 64))
-    wide = graph.value("wide", TensorType(HALF, (symbol("N"), 6, 7, 400)))
-    places = [(node.inputs[0], 16), (node.inputs[3], 121), (node.outputs[0], 201)]
-    placed = {id(value): Placement(wide, start, 400) for value, start in places}
-    check(graph, node, boxed(swapped(64, 24, 3), (1, 3, 7)), placed=placed, N=2)
 
 
 def test_activations_that_no_tensor_map_describes_are_served_by_the_plain_kernel() -> None:
@@ -251,37 +207,3 @@ def test_impossible_tiles_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=r"rows|columns|steps|box"):
             check_split(tile, 12)
-
-
-LAYERS = {
-    "qkv": product("bias", 128, 2304, 768),
-    "up": product("gelu", 128, 3072, 768),
-    "down": product("residual", 197, 768, 3072),
-    "decode": product("residual", 8, 768, 3072),
-    "1x1": product("residual", 49, 2048, 512),
-    "3x3": convolution("residual", (1, 14, 14), (256, 256)),
-    "stride": convolution("bias", (1, 28, 28), (128, 128), strides=(2, 2)),
-}
-
-
-@pytest.mark.parametrize("name", LAYERS)
-def test_the_offers_for_real_layers_compile_without_spills(name: str) -> None:
-    graph, node = LAYERS[name]
-    first = layers._data(node.inputs[0]).shape[0]  # type: ignore[arg-type]
-    found = NvrtcHopperSplit().offers(node, {"M": first, "N": first}, TARGET)
-    assert not isinstance(found, Refusal), found
-    assert len({str(item.choice) for item in found}) == len(found) >= 3
-    assert all(item.strided for item in found)
-    kernels = [layers.emitted(graph, node, item).device_kernels[0] for item in found]
-    for candidate, result in zip(found, compile_kernels(kernels, (9, 0))):
-        assert isinstance(result, Compiled), f"{candidate.choice}: {result}"
-        assert result.waits and result.spilled_nbytes == 0
-        assert result.shared_nbytes <= TARGET.shared_nbytes
-
-
-def test_the_model_prefers_a_split_where_k_is_long_and_the_result_small() -> None:
-    tail = SplitTail(cast(SUM, HALF), (), ())
-    problem = SplitProblem((1, 1, 8), 768, 3072, tail)
-    split, whole = (predicted(problem, swapped(64, 8, split), TARGET).ns for split in (8, 2))
-    assert split < whole
-    assert predicted(problem, swapped(64, 8, 8), TARGET).waves == 1
