@@ -87,7 +87,7 @@ class Making:
 class Alternative:
     """A way to make the whole program: allowed sources, and whether kernels begin early.
 
-    ``branches`` says that independent branches run side by side. ``program`` is the digest of the
+    ``beside`` are layers that run beside others, with their lanes. ``program`` is the digest of the
     choices that come of it, ``libraries`` are those in use.
     """
 
@@ -95,7 +95,12 @@ class Alternative:
     early: bool
     program: str
     libraries: tuple[str, ...]
-    branches: bool = False
+    beside: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def branches(self) -> bool:
+        """Whether independent branches run side by side."""
+        return bool(self.beside)
 
     @property
     def making(self) -> Making:
@@ -108,14 +113,14 @@ class Alternative:
             "early": self.early,
             "program": self.program,
             "libraries": list(self.libraries),
-            **({"branches": True} if self.branches else {}),
+            **({"branches": dict(self.beside)} if self.beside else {}),
         }
 
     def describes(self, record: TimingRecord) -> bool:
         """Whether a record is about this program."""
         choice = record.choice
-        made = choice.get("early"), choice.get("program"), choice.get("branches", False)
-        return made == (self.early, self.program, self.branches)
+        made = choice.get("early"), choice.get("program"), choice.get("branches", {})
+        return made == (self.early, self.program, dict(self.beside))
 
 
 def whole_signature(graph: Graph, options: BuildOptions) -> str:
@@ -151,7 +156,8 @@ def alternatives(
 ) -> list[Alternative]:
     """The programs worth measuring, each once: as chosen, with fewer libraries, without overlap.
 
-    Last come those whose branches run side by side, where there are any.
+    Last come those whose branches run side by side, where there are any: as chosen, and with the
+    fewest libraries.
     """
     found: dict[tuple[str, bool], Alternative] = {}
     parted: dict[str, Alternative] = {}
@@ -164,18 +170,20 @@ def alternatives(
         found.setdefault((one.program, True), one)
         if not without:
             found[one.program, False] = dataclasses.replace(one, early=False)
-        if one.program not in parted and _has_branches(graph, choices):
-            parted[one.program] = dataclasses.replace(one, branches=True)
-    return [*found.values(), *parted.values()]
+        if beside := _beside(graph, choices):
+            parted.setdefault(one.program, dataclasses.replace(one, beside=beside))
+    ends = list(parted.values())
+    fewest = min(ends, key=lambda item: len(item.libraries), default=None)
+    return [*found.values(), *ends[:1], *(item for item in ends[1:] if item is fewest)]
 
 
-def _has_branches(graph: Graph, choices: Choices) -> bool:
-    """Whether parts of a program may run side by side, by the layers' measured times."""
+def _beside(graph: Graph, choices: Choices) -> tuple[tuple[str, int], ...]:
+    """Layers that may run beside others, with their lanes, by the layers' measured times."""
     works = {}
     for name, (candidate, time_ns) in choices.last.items():
         shown = (case.time_ns for case in choices.cases.get(name, ()) if case.usual)
         works[name] = Work(next(shown, time_ns), candidate.tactic.split(".")[0] in _ON_HOST)
-    return bool(branch_lanes(graph, works)[0])
+    return tuple(sorted(branch_lanes(graph, works)[0].items()))
 
 
 def choose_program(

@@ -231,7 +231,8 @@ def test_branches_run_side_by_side_when_that_is_measured_faster(
     records = parted_records(parted, 5000.0)
     watch = Stopwatch(*times)
     fresh = measure_programs(parted, PARTED, records, emulated, watch, "none")
-    assert [record.choice.get("branches") for record in fresh] == [None, None, True]
+    (name,) = [node.name for node in parted.nodes if node.inputs[0] is parted.inputs[1]]
+    assert [record.choice.get("branches") for record in fresh] == [None, None, {name: 1}]
     programs = [entrant.program for entrant in watch.contests[0].entrants]
     found = [sorted({lane_of(step) for step in program.steps}) for program in programs]
     assert found == [[0], [0], [0, 1]]
@@ -292,3 +293,32 @@ def test_programs_with_branches_are_measured_and_agree(
     fresh = measure_programs(parted, PARTED, records, emulated, measure, "none")
     assert [record.status for record in fresh] == ["ok"] * 3, [r.reason for r in fresh]
     assert device.counts["captured wait"] > 0 == device.counts["refused"]
+
+
+def test_branches_are_tried_as_chosen_and_with_the_fewest_libraries(
+    parted: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four different programs, two of them with branches as well."""
+    tactics = ("nvrtc", "cublaslt", "cudnn")
+    options = dataclasses.replace(PARTED, tactics=tactics)
+    real = whole_programs.choose_all
+
+    def chosen_of(*given: Any, allowed: Any, **details: Any) -> Any:
+        choices = real(*given, allowed=("nvrtc",), **details)
+        for name, source in zip(choices.last, [item for item in allowed if item != "nvrtc"]):
+            candidate, time = choices.last[name]
+            choices.last[name] = dataclasses.replace(candidate, tactic=f"{source}.test"), time
+        return choices
+
+    monkeypatch.setattr(whole_programs, "choose_all", chosen_of)
+    found = unmeasured_programs(parted, options, parted_records(parted, 5000.0))
+    libraries = [item.libraries for item in found if not item.branches]
+    assert libraries == [
+        ("cublaslt", "cudnn"),
+        ("cublaslt", "cudnn"),
+        ("cublaslt",),
+        ("cudnn",),
+        (),
+    ]
+    assert [item.libraries for item in found if item.branches] == [("cublaslt", "cudnn"), ()]
+    assert [item.branches for item in found] == [False] * 5 + [True] * 2
