@@ -27,25 +27,33 @@ from tests.cuda_device_layer import run_on_device
 from tests.cuda_layer import feed, layer, meaning
 from tests.engine.tactics.test_nvrtc_hopper_attention import BRAIN, packed, random
 
-#: BERT (128 tokens, keys hidden), GPT-2 (128 tokens, causal), ViT (197 tokens), by batch.
+#: BERT (128 tokens, keys hidden), GPT-2 (128 tokens, causal), ViT (197 tokens), by batch; the same
+#: with 512, 1024 and 577 tokens.
 TIMED = [f"{kind} {batch}" for kind in ("none", "key", "causal") for batch in (1, 8, 32, 128)]
-#: Everything else that differs in the machine: types, heads, groups, open sizes, 256 keys.
+TIMED += ["long 8", "long causal 8", "long key 8"]
+#: Everything else that differs in the machine: types, heads, groups, open sizes, 256 keys and more.
 EDGES = ["bfloat16", "head 32", "head 128", "grouped", "past", "both", "open", "wide", "not finite"]
+EDGES += ["many", "many causal", "many both", "many head", "many open"]
 _TIMES = 20
 
 
 def case_of(name: str) -> tuple[FusedAttention, list[Any], dict[str, Any]]:
     """The operator of a case, its data, and what `offers` and the run want to know."""
-    kind, _, number = name.partition(" ")
+    kind, _, number = name.rpartition(" ") if name[-1].isdigit() else (name, "", "")
     details: dict[str, Any] = {}
     batch, heads, rows, head = 3, 4, 197, 64
     if name in TIMED:
         batch, heads, rows = int(number), 12, 197 if kind == "none" else 128
-    if kind == "head":
-        head, rows = int(number), 150
+    if kind.startswith("long"):
+        rows = {"long": 577, "long causal": 1024, "long key": 512}[kind]
+    if kind.startswith("many"):
+        rows = 700
+    if kind in ("head", "many head"):
+        head, rows = int(number or 128), rows - 47
     if kind == "wide":
         rows = 256
-    if kind in ("causal", "past", "both"):
+    words = kind.split()
+    if {"causal", "past", "both"} & set(words):
         details["causal"] = True
     if kind == "past":
         details["past"] = 5
@@ -57,12 +65,12 @@ def case_of(name: str) -> tuple[FusedAttention, list[Any], dict[str, Any]]:
     if name == "not finite":
         x[1] = np.nan
     feeds: list[Any] = [x, x, x]
-    if kind in ("key", "both"):
+    if {"key", "both"} & set(words):
         mask = np.where(np.arange(rows) < rows - 28, 0, -65504).astype(np.float16)
         feeds.append(np.broadcast_to(mask, (batch, 1, 1, rows)).copy())
         details |= {"mask": "key", "mask_shape": feeds[3].shape}
         details["mask_access"] = HeadAccess(0, rows, 0, 0)
-    if kind == "open":
+    if "open" in words:
         point = {"batch": batch, "rows": rows}
         sizes = (symbol("batch"), symbol("rows"))
         op = packed(sizes[0], heads, sizes[1], head, causal=True)

@@ -14,13 +14,14 @@ elements; with a mask its pointer; queries, keys (int); with a mask its strides 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 from engine.cuda.c_expression import PRELUDE, read_text, storage_type
 from engine.cuda.hopper_attention_source import (
     BODY,
     SETTINGS,
+    STAGE,
     TILE,
     attend_text,
     product_text,
@@ -35,6 +36,10 @@ __all__ = [
     "MOST_KEYS",
     "HopperAttentionForm",
     "HopperAttentionTile",
+    "attention_body",
+    "attention_head",
+    "attention_maps",
+    "attention_text",
     "hopper_attention_kernel",
     "ranked_attention_tiles",
 ]
@@ -127,54 +132,69 @@ def hopper_attention_kernel(form: HopperAttentionForm, tile: HopperAttentionTile
         raise ValueError("heads have 1 to 128 elements, the scale is positive, the past is not < 0")
     if not 1 <= tile.groups <= 4 or min(tile.tiles, tile.resident) < 1:
         raise ValueError(f"no block of {tile.groups} warpgroups with {tile.tiles} tiles each")
-    parameters = [f"const __grid_constant__ ef_map {name}" for name in ("q", "k", "v", "y")]
-    if form.mask is not None:
-        parameters.append(f"const {storage_type(form.mask)} *mask")
-    parameters += ["int queries", "int keys"]
-    if form.mask is not None:
-        parameters += ["long long mask_batch", "long long mask_head"]
-    body = BODY.replace("@PARAMETERS@", ", ".join(parameters)).replace("@ATTEND@", _attend(form))
-    if form.mask is not None:
-        element = "mask[batch * mask_batch + head * mask_head + i]"
-        body = body.replace("@MASK@", read_text(form.mask, element))
     cut = {columns: _chunks(form, columns) for columns in form.spans}
     widths = sorted({width for chunks in cut.values() for width in chunks})
-    products = [wgmma_text(form.dtype, width) for width in widths]
-    products.append(product_text(form.dtype, -(-form.head_size // 8) * 8))
-    source = [PRELUDE, _settings(form, tile), SETTINGS, HOPPER_PRELUDE, *products, TILE]
-    source += [attend_text(chunks, _edge(form, columns)) for columns, chunks in cut.items()]
-    source.append(body)
-    boxes = [_QUERIES, form.rows, form.rows, 16]
+    text = [wgmma_text(form.dtype, width) for width in widths] + [attention_text(form)]
+    text += [attend_text(chunks, _edge(form, columns)) for columns, chunks in cut.items()]
+    text.append(attention_body(form, BODY).replace("@ATTEND@", _attend(form)))
+    named = {"GROUPS": tile.groups, "TILES": tile.tiles, "RESIDENT": tile.resident}
+    named |= {"ADDED_KEYS": form.rows}
     return DeviceKernel(
         "nvrtc",
         "hopper_attention",
-        "".join(source),
+        "".join([attention_head(form, named), *text]),
         128 * tile.groups,
         shared_nbytes=tile.shared_nbytes(form),
         waits=True,
-        maps=tuple(TensorMapForm(form.dtype.value, (1, 1, rows, 64), 128) for rows in boxes),
+        maps=attention_maps(form),
     )
 
 
-def _settings(form: HopperAttentionForm, tile: HopperAttentionTile) -> str:
-    named: dict[str, object] = {
+def attention_maps(form: HopperAttentionForm) -> tuple[TensorMapForm, ...]:
+    """The forms of the tensor maps of queries, keys, values and the result."""
+    boxes = [_QUERIES, form.rows, form.rows, 16]
+    return tuple(TensorMapForm(form.dtype.value, (1, 1, rows, 64), 128) for rows in boxes)
+
+
+def attention_head(form: HopperAttentionForm, named: Mapping[str, int]) -> str:
+    """What a kernel's text begins with; ``named`` are macros of its own."""
+    settings: dict[str, object] = {
         "HEAD": form.head_size,
         "SHARED": form.group,
         "QUERIES": form.queries or "queries",
         "KEYS": form.keys or "keys",
         "WHOLE": int(form.queries > 0 and form.queries % _QUERIES == 0),
         "ROWS": form.rows,
-        "GROUPS": tile.groups,
-        "TILES": tile.tiles,
-        "RESIDENT": tile.resident,
         "SCALE": f"{form.scale * _LOG2_E!r}f",
         "PACK": "ef_pack_bfloat16" if form.dtype is DType.BFLOAT16 else "ef_pack_float16",
         "ADDED": int(form.mask is not None),
         "CAUSAL": int(form.causal),
         "PAST": form.past,
         "GUARDED": int(form.guarded),
+        **named,
     }
-    return "".join(f"#define {name} {value}\n" for name, value in named.items())
+    lines = [f"#define {name} {value}\n" for name, value in settings.items()]
+    return "".join([PRELUDE, *lines, SETTINGS, HOPPER_PRELUDE])
+
+
+def attention_text(form: HopperAttentionForm) -> str:
+    """The functions for tiles."""
+    return product_text(form.dtype, -(-form.head_size // 8) * 8) + TILE
+
+
+def attention_body(form: HopperAttentionForm, body: str) -> str:
+    """The text of a kernel with its parameters and what a mask adds."""
+    parameters = [f"const __grid_constant__ ef_map {name}" for name in ("q", "k", "v", "y")]
+    if form.mask is not None:
+        parameters.append(f"const {storage_type(form.mask)} *mask")
+    parameters += ["int queries", "int keys"]
+    if form.mask is not None:
+        parameters += ["long long mask_batch", "long long mask_head"]
+    body = body.replace("@PARAMETERS@", ", ".join(parameters)).replace("@STAGE@\n", STAGE)
+    if form.mask is not None:
+        element = "mask[batch * mask_batch + head * mask_head + i]"
+        body = body.replace("@MASK@", read_text(form.mask, element))
+    return body
 
 
 def _attend(form: HopperAttentionForm) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from engine.ir.types import DType
 
-__all__ = ["BODY", "SETTINGS", "TILE", "attend_text", "product_text"]
+__all__ = ["BODY", "SETTINGS", "STAGE", "TILE", "attend_text", "product_text"]
 
 SETTINGS = r"""
 #define THREADS (128 * GROUPS)
@@ -218,12 +218,51 @@ template <int n> EF_FUNCTION void ef_sums(float (&o)[COLUMNS / 2], const uint32_
   for (int k = 0; k < n; ++k) ef_wgmma_rows(o, words[k], values + k * 128, !fresh || k != 0);
   ef_wgmma_commit();
 }
+/* Stores this warp's rows of the result from a buffer of shared memory. */
+EF_FUNCTION void ef_store_tile(const ef_tile &at, const ef_map *y, int batch, int head,
+                               const float (&o)[COLUMNS / 2], const float (&inverse)[2],
+                               uint32_t buffer) {
+  // Where this lane's row of a matrix lies, for stmatrix.
+  const int row = at.lane % 8 + (at.lane / 8 & 1) * 8;
+  const uint32_t spot = row * 128 + ((at.lane / 16 ^ (row & 7)) << 4);
+  #pragma unroll
+  for (int i = 0; i < PARTS * 4; ++i) {
+    if (i * 16 >= COLUMNS) continue;
+    uint32_t packed[4];
+    #pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      const int sum = i * 8 + w * 2;
+      packed[w] = 0;
+      if (i * 16 + w / 2 * 8 < COLUMNS)
+        packed[w] = PACK(o[sum] * inverse[w % 2], o[sum + 1] * inverse[w % 2]);
+    }
+    ef_store_matrices(buffer + i / 4 * BUFFER_NBYTES + (spot ^ i % 4 << 5), packed);
+  }
+  ef_publish();
+  __syncwarp();
+  if (at.lane == 0)
+    for (int i = 0; i < PARTS; ++i)
+      ef_store_pixels(y, batch, head, at.first + at.warp * 16, i * 64, buffer + i * BUFFER_NBYTES);
+}
 EF_FUNCTION float ef_shift(const float (&tops)[2]) {
   const float top = ef_row_top(fmaxf(tops[0], tops[1]));
   return !ADDED ? top * SCALE : top == -INFINITY ? 0.0f : top; }
 EF_FUNCTION float ef_inverse(const float (&totals)[2]) {
   const float total = ef_row_total(totals[0] + totals[1]);
   return GUARDED && total == 0.0f ? 0.0f : 1.0f / total; }
+"""
+
+#: What a mask adds to the scores of each key, in shared memory.
+STAGE = r"""#if ADDED
+    // What is added is in powers of two; finite numbers stay so, for rows with nothing else.
+    for (int i = (int)threadIdx.x; i < ADDED_KEYS; i += THREADS) {
+        float x = -INFINITY;
+        if (i < KEYS) x = @MASK@;
+        const float y = x * 1.4426950408889634f;
+        added[i / 2].x[i % 2] = x > -INFINITY && y < -3.0e38f ? -3.0e38f : y;
+    }
+    __syncthreads();
+#endif
 """
 
 BODY = r"""
@@ -269,20 +308,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) hopper_attention
     }
     ef_launch_dependents();
     ef_two *const added = (ef_two *)(ef_dynamic + (barriers - start) + 64);
-#if ADDED
-    // What is added is in powers of two; finite numbers stay so, for rows with nothing else.
-    for (int i = (int)threadIdx.x; i < ROWS; i += THREADS) {
-        float x = -INFINITY;
-        if (i < KEYS) x = @MASK@;
-        const float y = x * 1.4426950408889634f;
-        added[i / 2].x[i % 2] = x > -INFINITY && y < -3.0e38f ? -3.0e38f : y;
-    }
-    __syncthreads();
-#endif
+@STAGE@
     const uint32_t own = buffers + warp * PARTS * BUFFER_NBYTES;
-    // Where this lane's row of a matrix lies in a buffer, for stmatrix.
-    const int matrix_row = lane % 8 + (lane / 8 & 1) * 8;
-    const uint32_t spot = matrix_row * 128 + ((lane / 16 ^ (matrix_row & 7)) << 4);
     for (int turn = 0; turn < TILES; ++turn) {
         const int first = begin + turn * GROUPS * 64;
         if (first >= QUERIES) break;
@@ -303,25 +330,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) hopper_attention
             if (lane == 0) ef_await_reads<0>();
             __syncwarp();
         }
-        #pragma unroll
-        for (int i = 0; i < PARTS * 4; ++i) {
-            if (i * 16 >= COLUMNS) continue;
-            uint32_t packed[4];
-            #pragma unroll
-            for (int w = 0; w < 4; ++w) {
-                const int sum = i * 8 + w * 2;
-                packed[w] = 0;
-                if (i * 16 + w / 2 * 8 < COLUMNS)
-                    packed[w] = PACK(o[sum] * inverse[w % 2], o[sum + 1] * inverse[w % 2]);
-            }
-            ef_store_matrices(own + i / 4 * BUFFER_NBYTES + (spot ^ i % 4 << 5), packed);
-        }
-        ef_publish();
-        __syncwarp();
-        if (lane == 0)
-            for (int i = 0; i < PARTS; ++i)
-                ef_store_pixels(&y, batch, head, first + warp % 4 * 16, i * 64,
-                                own + i * BUFFER_NBYTES);
+        ef_store_tile(at, &y, batch, head, o, inverse, own);
     }
     if (lane == 0) ef_await_stores();
 }

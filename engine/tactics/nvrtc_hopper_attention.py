@@ -1,9 +1,10 @@
-"""Attention over up to 256 keys on Hopper by generated CUDA C."""
+"""Attention on Hopper by generated CUDA C: all keys at once up to 256, more of them in blocks."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from engine.cuda.hopper_attention import (
     MOST_KEYS,
@@ -12,6 +13,12 @@ from engine.cuda.hopper_attention import (
     hopper_attention_kernel,
     ranked_attention_tiles,
 )
+from engine.cuda.hopper_attention_loop import (
+    HopperLoopTile,
+    hopper_attention_loop_kernel,
+    ranked_loop_tiles,
+)
+from engine.cuda.kernel import DeviceKernel
 from engine.ir.graph import Node
 from engine.ir.sizes import Dim, ceildiv, evaluate, modulo
 from engine.ir.types import DType
@@ -22,10 +29,13 @@ from engine.plan.structure import Guard
 from engine.tactics.tactic import Candidate, Refusal, register
 from engine.target import CudaTarget, Target
 
-__all__ = ["NvrtcHopperAttention", "emit_hopper_attention"]
+__all__ = ["NvrtcHopperAttention"]
 
 #: Below this many queries most of every product is thrown away.
 _LEAST_QUERIES = 9
+#: From so many keys on blocks of them are worth measuring; candidates of that beside others.
+_LEAST_LOOP = 128
+_SOME = 2
 
 
 class NvrtcHopperAttention:
@@ -50,22 +60,42 @@ class NvrtcHopperAttention:
         batch, heads, queries, keys = (evaluate(dim, point) for dim in op.sizes)
         if min(batch, heads, keys) < 1 or queries < _LEAST_QUERIES:
             return Refusal(self.name, f"it is for {_LEAST_QUERIES} queries and more")
-        if keys > MOST_KEYS:
-            return Refusal(self.name, f"it is for up to {MOST_KEYS} keys, not for {keys}")
         form = _form(node, keys)
-        tiles = ranked_attention_tiles(form, batch * heads, queries, target)
-        if not tiles:
-            return Refusal(self.name, "heads of this size do not fit shared memory")
-        return [self._candidate(form, tile, op.sizes[3]) for tile in tiles]
+        found = []
+        if keys <= MOST_KEYS:
+            whole = ranked_attention_tiles(form, batch * heads, queries, target)
+            found += [self._candidate(form, tile, op.sizes[3]) for tile in whole]
+        if keys > _LEAST_LOOP or not isinstance(op.sizes[3], int):
+            loops = ranked_loop_tiles(form, batch * heads, queries, keys, target)
+            found += [
+                self._loop_candidate(replace(form, columns=tile.columns), tile, op.sizes[3])
+                for tile in (loops if keys > MOST_KEYS else loops[:_SOME])
+            ]
+        return found or Refusal(self.name, "heads and a mask of this size do not fit shared memory")
 
     def _candidate(
         self, form: HopperAttentionForm, tile: HopperAttentionTile, keys: Dim
     ) -> Candidate:
+        kernel = hopper_attention_kernel(form, tile)
         return Candidate(
             self.name,
             {**tile.to_json(), "columns": form.columns},
-            lambda builder, node, layer: emit_hopper_attention(builder, node, layer, form, tile),
+            lambda builder, node, layer: _emit(
+                builder, node, layer, kernel, 64 * tile.groups * tile.tiles
+            ),
             holds=() if isinstance(keys, int) else (Guard("<=", keys, form.columns),),
+        )
+
+    def _loop_candidate(
+        self, form: HopperAttentionForm, tile: HopperLoopTile, keys: Dim
+    ) -> Candidate:
+        kernel = hopper_attention_loop_kernel(form, tile)
+        bounded = tile.most_keys > 0 and not isinstance(keys, int)
+        return Candidate(
+            self.name,
+            tile.to_json(),
+            lambda builder, node, layer: _emit(builder, node, layer, kernel, 64 * tile.groups),
+            holds=(Guard("<=", keys, tile.most_keys),) if bounded else (),
         )
 
 
@@ -143,18 +173,13 @@ def _form(node: Node, keys: int) -> HopperAttentionForm:
     )
 
 
-def emit_hopper_attention(
-    builder: ProgramBuilder,
-    node: Node,
-    layer: int,
-    form: HopperAttentionForm,
-    tile: HopperAttentionTile,
+def _emit(
+    builder: ProgramBuilder, node: Node, layer: int, kernel: DeviceKernel, covered: int
 ) -> None:
-    """One launch."""
+    """One launch; ``covered`` are queries of a block."""
     op = node.op
     assert isinstance(op, FusedAttention)
     batch, heads, queries, keys = op.sizes
-
     parameters: list[Parameter] = []
     for which, value in enumerate((*node.inputs[:3], node.outputs[0])):
         assert value is not None
@@ -162,16 +187,14 @@ def emit_hopper_attention(
         whole, strides = (*sizes, op.head_size), (*steps, 1)
         slot = builder.slot(value)
         parameters.append(TensorMap(slot, offset, whole, strides, which, writes=which == 3))
-    if form.mask is not None:
-        mask = node.inputs[3]
-        assert mask is not None
+    mask = node.inputs[3] if op.mask == "key" else None
+    if mask is not None:
         parameters.append(Pointer(builder.slot(mask), op.mask_access.offset))
     parameters += [Scalar("i32", queries), Scalar("i32", keys)]
-    if form.mask is not None:
+    if mask is not None:
         access = op.mask_access
         parameters += [Scalar("i64", access.batch), Scalar("i64", access.head)]
-    grid = (ceildiv(queries, 64 * tile.groups * tile.tiles), heads, batch)
-    builder.launch(hopper_attention_kernel(form, tile), grid, parameters, layer)
+    builder.launch(kernel, (ceildiv(queries, covered), heads, batch), parameters, layer)
 
 
 register(NvrtcHopperAttention())

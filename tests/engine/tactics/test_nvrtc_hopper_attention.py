@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from engine.cuda.compile import compile_kernels
-from engine.cuda.hopper_attention import HopperAttentionTile, hopper_attention_kernel
+from engine.cuda.hopper_attention import HopperAttentionTile
+from engine.cuda.hopper_attention_loop import HopperLoopTile
 from engine.cuda.kernel import Compiled
 from engine.ir.sizes import Dim, symbol
 from engine.ir.types import DType
@@ -19,6 +22,7 @@ from engine.tactics.nvrtc_hopper_attention import NvrtcHopperAttention, _form
 from engine.tactics.tactic import Refusal
 from engine.target import CudaTarget, describe
 from tests import cuda_layer as layers
+from tests.engine.cuda.test_hopper_gemm import listing
 from tests.hopper_shim import run_layer
 
 FOUND = describe("cuda:sm90")
@@ -67,7 +71,7 @@ def packed(
 def check(
     op: FusedAttention,
     feeds: Sequence[np.ndarray],
-    tile: HopperAttentionTile,
+    tile: HopperAttentionTile | HopperLoopTile,
     *,
     dims: Sequence[Sequence[Dim]] | None = None,
     point: Mapping[str, int] | None = None,
@@ -78,7 +82,12 @@ def check(
     graph, node = layers.layer(op, given)
     fixed = op.sizes[3]
     form = _form(node, fixed if isinstance(fixed, int) else keys)
-    candidate = NvrtcHopperAttention()._candidate(form, tile, op.sizes[3])
+    tactic = NvrtcHopperAttention()
+    if isinstance(tile, HopperLoopTile):
+        form = replace(form, columns=tile.columns)
+        candidate = tactic._loop_candidate(form, tile, op.sizes[3])
+    else:
+        candidate = tactic._candidate(form, tile, op.sizes[3])
     found = run_layer(graph, node, candidate, point or {})
     with np.errstate(invalid="ignore"):
         (expected,) = layers.meaning(node)
@@ -108,8 +117,7 @@ def test_the_last_rows_of_a_tile_fill_half_a_warp_and_more() -> None:
         check(packed(2, 1, rows, 64), [x, x, x], replace(TURNS, tiles=2))
 
 
-@pytest.mark.parametrize("past", [0, 64, 7])
-@pytest.mark.parametrize("rows", [128, 150])
+@pytest.mark.parametrize(("rows", "past"), [(128, 0), (150, 64), (150, 7)])
 def test_queries_see_no_later_keys(rows: int, past: int) -> None:
     x = random(1, rows, 3 * 64)
     check(packed(1, 1, rows, 64, causal=True, past=past), [x, x, x], TURNS)
@@ -142,7 +150,7 @@ def test_queries_that_see_nothing(guarded: bool) -> None:
     assert np.isfinite(found[1]).all()
 
 
-@pytest.mark.parametrize("head", [32, 40, 80, 128])
+@pytest.mark.parametrize("head", [40, 80, 128])
 def test_heads_of_other_sizes_in_groups(head: int) -> None:
     x = random(1, 70, 4 * head, dtype=BRAIN if head == 40 else HALF)
     dtype = DType.of(x.dtype)
@@ -177,16 +185,71 @@ def test_open_sizes(rows: int) -> None:
         check(op, [x] * 3, TURNS, dims=dims, point={"batch": 2, "rows": rows}, keys=100)
 
 
-def offered(op: FusedAttention, *, point: Mapping[str, int] | None = None, target: Any = TARGET,
-            dtype: DType = HALF, mask: Any = None) -> Any:  # fmt: skip
-    empty = [np.broadcast_to(np.zeros((), dtype.numpy), [1 for _ in dims]) for dims in op.operands]
-    feeds = [layers.feed(array, dims) for array, dims in zip(empty, op.operands)]
-    _, node = layers.layer(op, feeds)
+LOOPS = [HopperLoopTile(2, 32, 2, 1), HopperLoopTile(1, 48, 3, 1), HopperLoopTile(3, 16, 4, 1)]
+
+
+@pytest.mark.parametrize(
+    ("tile", "past"),
+    [(LOOPS[0], None), (LOOPS[0], 0), (LOOPS[1], 13), (LOOPS[2], None), (LOOPS[2], 0)],
+    ids=str,
+)
+def test_blocks_of_keys(tile: HopperLoopTile, past: int | None) -> None:
+    """The ring turns more than once, a warpgroup has no queries, the last block is not full."""
+    x = random(1, 150, 3 * 64)
+    causal = past is not None
+    check(packed(1, 1, 150, 64, causal=causal, past=past or 0), [x, x, x], tile)
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["all", "causal"])
+def test_hidden_blocks_of_keys(causal: bool) -> None:
+    """The first blocks are hidden, or all but that; scores fall and rise from block to block."""
+    batch, rows = 3, 90
+    x = random(batch, rows, 3 * 64)
+    x[2] *= 6
+    mask = np.zeros((batch, 1, 1, rows), np.float32)
+    mask[0, ..., :70] = -np.inf
+    mask[1, ..., :40] = -500
+    mask[1, ..., 40:60] = -np.inf
+    details = {"mask": "key", "mask_shape": mask.shape, "causal": causal, "guarded": True}
+    op = packed(batch, 1, rows, 64, mask_access=HeadAccess(0, rows, 0, 0), **details)
+    check(op, [x, x, x, mask], replace(LOOPS[0], most_keys=96))
+
+
+@pytest.mark.parametrize("head", [40, 128])
+def test_blocks_of_keys_of_other_heads(head: int) -> None:
+    x = random(1, 100, 4 * head, dtype=BRAIN if head == 40 else HALF)
+    op = packed(1, 2, 100, head, group=2, dtype=DType.of(x.dtype))
+    check(op, [x, x, x], LOOPS[0])
+
+
+@pytest.mark.parametrize("rows", [70, 200])
+def test_blocks_of_any_number_of_keys(rows: int) -> None:
+    batch, length = symbol("batch"), symbol("rows")
+    x = random(2, rows, 3 * 64)
+    op = packed(batch, 1, length, 64, causal=rows == 200)
+    dims = [(batch, length, 3 * 64)] * 3
+    check(op, [x] * 3, LOOPS[0], dims=dims, point={"batch": 2, "rows": rows}, keys=100)
+
+
+def operands(op: FusedAttention) -> list[layers.Feed]:
+    """Inputs of an operator without their data."""
+    dtypes = [op.dtype] * 3 + [HALF] * (len(op.operands) - 3)
+    return [
+        layers.Feed(tuple(dims), np.zeros((), dtype.numpy))
+        for dims, dtype in zip(op.operands, dtypes)
+    ]
+
+
+def offered(
+    op: FusedAttention, *, point: Mapping[str, int] | None = None, target: Any = TARGET
+) -> Any:
+    _, node = layers.layer(op, operands(op))
     return NvrtcHopperAttention().offers(node, point or {}, target)
 
 
 def test_what_is_not_served_says_why() -> None:
-    rows = symbol("rows")
+    wide = {"mask": "key", "mask_shape": (1, 65536), "mask_access": HeadAccess(0, 0, 0, 0)}
+    many = packed(1, 1, 65536, 64, **wide)
     odd = replace(packed(1, 2, 64, 64), key=HeadAccess(3, 64 * 384, 64, 384))
     full = {"mask": "full", "mask_shape": (1, 1, 64, 64), "mask_access": HeadAccess(0, 0, 0, 64)}
     cases = {
@@ -194,8 +257,7 @@ def test_what_is_not_served_says_why() -> None:
         "capability 9.0": offered(packed(1, 2, 64, 64), target=describe("cuda:sm100")),
         "not all float16": offered(packed(1, 2, 64, 64, dtype=FULL)),
         "value per query and key": offered(packed(1, 2, 64, 64, **full)),
-        "up to 256 keys, not for 257": offered(packed(1, 2, 257, 64)),
-        "not for 300": offered(packed(1, 2, rows, 64), point={"rows": 300}),
+        "do not fit shared memory": offered(many),
         "9 queries and more": offered(packed(1, 2, 8, 64)),
         "multiple of 8 up to 128": offered(packed(1, 2, 64, 136)),
         "expected a positive number": offered(packed(1, 2, 64, 64, scale=-1.0)),
@@ -205,25 +267,42 @@ def test_what_is_not_served_says_why() -> None:
         assert isinstance(found, Refusal) and words in found.reason, f"{words}: {found}"
 
 
-@pytest.mark.parametrize("kind", ["none", "key", "causal", "wide"])
+@pytest.mark.parametrize("kind", ["none", "causal", "wide", "long", "open"])
 def test_the_offers_differ_fit_and_compile_without_spills(kind: str) -> None:
-    rows = {"none": 197, "wide": 256}.get(kind, 128)
-    details: dict[str, Any] = {"causal": kind == "causal"}
-    if kind == "key":
+    rows: Any = {"none": 197, "wide": 256, "long": 1000, "open": symbol("rows")}.get(kind, 128)
+    point = {"rows": 200}
+    details: dict[str, Any] = {"causal": kind in ("causal", "long")}
+    if kind in ("key", "open"):
         details |= {"mask": "key", "mask_shape": (32, 1, 1, rows)}
         details["mask_access"] = HeadAccess(0, rows, 0, 0)
     op = packed(32, 12, rows, 128 if kind == "wide" else 64, **details)
-    found = offered(op)
+    found = offered(op, point=point)
     assert not isinstance(found, Refusal), found
     assert len({str(item.choice) for item in found}) == len(found) >= 3
-    _, node = layers.layer(op, [layers.feed(np.zeros(dims, np.float16)) for dims in op.operands])
-    form = _form(node, rows)
-    tiles = [HopperAttentionTile(*(item.choice[name] for name in ("groups", "tiles", "resident")))
-             for item in found]  # fmt: skip
-    kernels = [hopper_attention_kernel(form, tile) for tile in tiles]
-    for tile, kernel, result in zip(tiles, kernels, compile_kernels(kernels, (9, 0))):
-        assert isinstance(result, Compiled), f"{tile}: {result}"
+    assert all(bool(item.holds) == (kind == "open") for item in found)
+    graph, node = layers.layer(op, operands(op))
+    kernels = [layers.emitted(graph, node, item).device_kernels[0] for item in found]
+    for item, kernel, result in zip(found, kernels, compile_kernels(kernels, (9, 0))):
+        assert isinstance(result, Compiled), f"{item.choice}: {result}"
         assert result.waits and len(result.maps) == 4
-        together = tile.resident
+        together = item.choice["resident"]
         assert together * (result.shared_nbytes + 1024) <= 228 << 10
         assert together * kernel.threads * -(-result.registers // 8) * 8 <= 65536
+
+
+@pytest.mark.parametrize("rows", [197, 1000])
+def test_the_machine_code_is_asynchronous(rows: int, tmp_path: Path) -> None:
+    """Products follow each other without a wait; sums of one are under way while others begin."""
+    op = packed(32, 12, rows, 64)
+    found = offered(op)
+    graph, node = layers.layer(op, operands(op))
+    kernel = layers.emitted(graph, node, found[0]).device_kernels[0]
+    text = listing(kernel, tmp_path)
+    products = re.findall(r"HGMMA\.(\w+)\.F32 R\d+, (R|gdesc)", text)
+    scores = {197: {"64x96x16": 4, "64x104x16": 4}, 1000: {"64x64x16": 4}}[rows]
+    for shape, count in scores.items():
+        assert products.count((shape, "gdesc")) == count
+    assert products.count(("64x64x16", "R")) == {197: 13, 1000: 4}[rows]
+    assert len(re.findall(r"WARPGROUP\.DEPBAR", text)) == {197: 3, 1000: 2}[rows]
+    assert text.count(".tnspB") == {197: 13, 1000: 4}[rows]
+    assert not re.search(r"\b(LDL|STL)\b", text), "registers were spilled"
