@@ -95,12 +95,12 @@ def layer(case: str) -> tuple[Graph, Node]:
         return convolution("bias", image, channels, strides=strides)
     kind = case.removeprefix("edge ")
     if kind == "window":
-        return convolution("residual", (2, 13, 21), (72, 136))
+        return convolution("residual", (2, 13, 21), (40, 136))
     if kind == "stride":
-        return convolution("bias", (2, 13, 21), (72, 136), strides=(2, 2))
+        return convolution("bias", (2, 13, 21), (40, 136), strides=(2, 2))
     if kind == "dilation":
         how = {"dilations": (2, 3), "pads": (2, 3, 2, 3)}
-        return convolution("bias", (2, 17, 9), (72, 136), **how)  # type: ignore[arg-type]
+        return convolution("bias", (2, 17, 9), (40, 136), **how)  # type: ignore[arg-type]
     return product(kind, 75, 136, 8 * 64 + 8)
 
 
