@@ -193,8 +193,12 @@ def test_memory_is_given_back(make: Any, device: Device) -> None:
         del context
         return device.memory()[0]
 
-    first = once()
-    assert min(once() for _ in range(20)) >= first - (4 << 20)
+    def kept() -> bool:
+        first = once()
+        return min(once() for _ in range(20)) < first - (4 << 20)
+
+    # Other programs on the GPU take memory too; what leaks is lost each time.
+    assert not all(kept() for _ in range(5))
 
 
 def test_too_little_memory_is_said_and_survived(make: Any) -> None:
