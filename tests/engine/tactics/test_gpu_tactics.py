@@ -28,7 +28,10 @@ POINT = {"N": 4}
 #: Tactics that no model below reaches, with the test in which they serve.
 ELSEWHERE = {
     "nvrtc.reduction": "test_nvrtc_reduction.py",
+    "nvrtc.indexing": "test_nvrtc_indexing.py",
     "nvrtc.scalar": "test_nvrtc_reduction.py",
+    "nvrtc.scan": "test_nvrtc_scan.py",
+    "nvrtc.top_k": "test_nvrtc_scan.py",
     "nvrtc.resize": "test_nvrtc_resize.py",
     "triton.cache_update": "test_triton_attention.py",
 }
