@@ -296,15 +296,8 @@ def measure_programs(
     memo: Memo = {}
     entrants = []
     for item in offered:
-        lowered, _ = lower_chosen(
-            graph,
-            options,
-            symbols,
-            records,
-            compile,
-            item.making,
-            memo=memo,
-        )
+        making = item.making
+        lowered, _ = lower_chosen(graph, options, symbols, records, compile, making, memo=memo)
         program = _fixed(lowered.program, point)
         if any(step.function != "copy" for step in host_steps(program.steps)):
             return []

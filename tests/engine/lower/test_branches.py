@@ -28,9 +28,8 @@ from engine.plan.structure import ChooseStep, Guard
 from engine.profile import parse_shapes, profile_symbols
 from engine.runtime.cuda_engine import CudaEngine
 from engine.tune.choosing import choose_all
-from tests.emulated_device import EmulatedDevice
+from tests.emulated_plans import emulated_gpu, kept_as_source
 from tests.engine.small_models import model
-from tests.engine.tune.test_cases import emulated
 
 KIND = TensorType(DType.FLOAT32, (4,))
 
@@ -119,7 +118,7 @@ WEIGHTS = {
     for name, shape in {"w": (24, 40), "v": (40, 16), "u": (40, 32), "t": (32, 16)}.items()
 }
 OPTIONS = BuildOptions(
-    target="cuda:sm90",
+    target="cuda:sm100",
     tactics=("nvrtc",),
     profile=parse_shapes({"x": ("N=1..4..8", 24), "s": ("N", 24)}),
 )
@@ -129,7 +128,7 @@ def lowered(branches: bool) -> Lowered:
     graph = optimise(read_model(model(BODY, weights=WEIGHTS), OPTIONS))
     symbols = profile_symbols(graph, OPTIONS.profile)
     chosen = choose_all(graph, OPTIONS, symbols, [], allowed=("nvrtc",), memo={})
-    return lower(graph, symbols, chosen.last, emulated, cases=chosen.cases, branches=branches)
+    return lower(graph, symbols, chosen.last, kept_as_source, cases=chosen.cases, branches=branches)
 
 
 def test_lowering_is_the_same_every_time_and_has_lanes_only_when_asked() -> None:
@@ -148,7 +147,8 @@ def test_a_network_with_branches_computes_the_same(latest_first: bool) -> None:
     found: dict[bool, list[Any]] = {}
     for branches in (False, True):
         made = lowered(branches)
-        device = EmulatedDevice(latest_first=latest_first)
+        device = emulated_gpu()
+        device.latest_first = latest_first
         weights = Plan(made.program, made.packed).arrays()
         images = {name: image.tobytes() for name, image in made.images.items()}
         engine = CudaEngine(made.program, weights, images, device=device)
