@@ -107,7 +107,7 @@ def lower(
 
 
 def _part(builder: ProgramBuilder, graph: Graph, ends: Sequence[int]) -> list[int]:
-    """Put branches on lanes; the steps that other lanes wait for, by position.
+    """Put branches on lanes; the steps that other lanes may wait for, by position.
 
     ``ends`` are how many steps there were after each node.
     """
@@ -123,7 +123,7 @@ def _part(builder: ProgramBuilder, graph: Graph, ends: Sequence[int]) -> list[in
     for name, lane in lanes.items():
         for position in range(*spans[name]):
             builder.steps[position] = on_lane(builder.steps[position], lane)
-    return sorted(spans[name][1] - 1 for name in crossing)
+    return sorted(position for name in crossing for position in range(*spans[name]))
 
 
 def _layers(steps: Sequence[Step]) -> set[int]:

@@ -9,6 +9,7 @@ into one tensor at different offsets are different slices of it.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -142,13 +143,16 @@ def _windows(lanes: Sequence[int], before: Sequence[Sequence[int]]) -> tuple[tup
 
     ``before[i][lane]`` is the last step of a lane that is done when step i begins.
     """
-    count = len(lanes)
-    first, last = list(range(count)), list(range(count))
+    first, last = list(range(len(lanes))), list(range(len(lanes)))
+    seen: list[list[int]] = [[] for _ in range(LANES)]
     for position, lane in enumerate(lanes):
-        for other in range(position):
-            if lanes[other] != lane and other > before[position][lanes[other]]:
-                first[position] = min(first[position], other)
-                last[other] = position
+        for other in range(LANES):
+            if other == lane:
+                continue
+            for beside in seen[other][bisect_right(seen[other], before[position][other]) :]:
+                first[position] = min(first[position], beside)
+                last[beside] = position
+        seen[lane].append(position)
     return tuple(zip(first, last))
 
 
@@ -167,14 +171,13 @@ def check_order(
     spans: list[list[_Span]] = [[] for _ in steps]
     if places is not None:
         spans = [_spans(program, step, sizes, places) for step in steps]
+    own = [0] * LANES
     for position, step in enumerate(steps):
-        beside = [
-            other
-            for other in range(position)
-            if lane_of(steps[other]) != lane_of(step) and not done[position] >> other & 1
-        ]
-        if not beside:
+        own[lane_of(step)] |= 1 << position
+        others = ((1 << position) - 1) & ~done[position] & ~own[lane_of(step)]
+        if not others:
             continue
+        beside = [other for other in range(position) if others >> other & 1]
         if any(isinstance(steps[at], HostStep | KernelStep) for at in (position, *beside)):
             refuse("program.steps", f"step {position} runs beside a step of the host")
         touches = _touches(program, step, sizes)
