@@ -29,6 +29,8 @@ _FIXED_NS, _LATENCY_NS = 1500.0, 800.0
 _BEGIN_NS, _CLUSTER_NS, _ALONE_NS = 150.0, 300.0, 600.0
 #: Of a multiprocessor; and what the system takes of shared memory for each block.
 _SHARED, _SYSTEM, _REGISTERS, _THREADS = 228 << 10, 1 << 10, 65536, 2048
+#: A product of more rows that fills the GPU more than once is for kernels without a split.
+_FEW_ROWS = 64
 _OFFERED = 6
 _CLUSTERINGS = [
     (split, share) for share in (1, 2, 4, 8) for split in (1, 2, 3, 4, 6, 8) if split * share <= 8
@@ -112,22 +114,27 @@ def predicted(problem: SplitProblem, tile: SplitTile, target: CudaTarget) -> Spl
 
 
 def ranked_split_tiles(problem: SplitProblem, target: CudaTarget) -> list[SplitTile]:
-    """Tiles that fit, by predicted time; the order depends on nothing but the arguments."""
+    """Tiles that fit, by predicted time; the order depends on nothing but the arguments.
+
+    None where the product has many rows and would fill the GPU more than once.
+    """
     timed = []
     for place, tile in enumerate(_tiles(problem)):
         if tile.shared_nbytes(problem.steps) > target.shared_nbytes:
             continue
-        timed.append((predicted(problem, tile, target).ns, place, tile))
+        found = predicted(problem, tile, target)
+        if found.waves == 1 or problem.pixels <= _FEW_ROWS:
+            timed.append((found.ns, place, tile))
     best: dict[tuple[object, ...], SplitTile] = {}
     for _, _, tile in sorted(timed, key=lambda item: item[:2]):
         # Tiles that differ by their sizes alone differ too little to be told apart by measuring.
         best.setdefault((tile.swapped, tile.groups, tile.split, tile.share), tile)
-    found = list(best.values())
-    alone = [tile for tile in found[_OFFERED:] if tile.cluster == 1][:1]
+    ranked = list(best.values())
+    alone = [tile for tile in ranked[_OFFERED:] if tile.cluster == 1][:1]
     # What needs no cluster is offered in any case: clusters cost what the model only guesses.
-    if alone and all(tile.cluster > 1 for tile in found[:_OFFERED]):
-        return [*found[: _OFFERED - 1], *alone]
-    return found[:_OFFERED]
+    if alone and all(tile.cluster > 1 for tile in ranked[:_OFFERED]):
+        return [*ranked[: _OFFERED - 1], *alone]
+    return ranked[:_OFFERED]
 
 
 def _tiles(problem: SplitProblem) -> Iterator[SplitTile]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from engine.cuda.hopper_split import SplitTail, SplitTile, SplitWindow, split_kernel
-from engine.cuda.hopper_split_tiles import SplitProblem, predicted, ranked_split_tiles
+from engine.cuda.hopper_split_tiles import SplitProblem, ranked_split_tiles
 from engine.ir.graph import Node, Value
 from engine.ir.sizes import Dim, ceildiv, evaluate, modulo
 from engine.ir.types import DType, TensorType
@@ -20,9 +20,8 @@ from engine.target import CudaTarget, Target
 
 __all__ = ["NvrtcHopperSplit"]
 
-#: Rows of a result above which a layer fills the GPU without a split; and a few rows, of which the
-#: GPU may be filled more than twice.
-_MOST_ROWS, _FEW_ROWS, _MOST_WAVES = 3200, 64, 2
+#: Rows of a result above which a layer fills the GPU without a split.
+_MOST_ROWS = 3200
 _FACTORS = (DType.FLOAT16, DType.BFLOAT16)
 
 
@@ -60,10 +59,10 @@ class NvrtcHopperSplit:
             return Refusal(self.name, str(error))
         problem = SplitProblem(extent, product.n, product.k, tail, window)
         tiles = ranked_split_tiles(problem, target)
-        if rows > _FEW_ROWS:
-            tiles = [t for t in tiles if predicted(problem, t, target).waves <= _MOST_WAVES]
         if not tiles:
-            return Refusal(self.name, "the parts of k fit into no shared memory in a few waves")
+            return Refusal(
+                self.name, "its tiles fill the GPU more than once, or k fits into no memory"
+            )
         return [self._candidate(tile, target) for tile in tiles]
 
     def _candidate(self, tile: SplitTile, target: CudaTarget) -> Candidate:

@@ -187,7 +187,7 @@ def test_what_is_not_served_says_why() -> None:
         "strides above 8": offers(
             convolution("bias", (1, 20, 20), (64, 64), strides=(9, 1))[1], {"N": 1}, TARGET
         ),
-        "in a few waves": offers(
+        "more than once": offers(
             convolution("bias", (1, 56, 56), (8, 2048), taps=(11, 11))[1], {"N": 1}, TARGET
         ),
     }
