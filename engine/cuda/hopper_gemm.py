@@ -35,7 +35,7 @@ class HopperTile:
     """How a product is cut.
 
     ``rows`` x ``columns`` of a tile: rows 64 or 128 in ping-pong, 128, 192 or 256 otherwise,
-    columns a multiple of 32 from 64 to 256; ``stages`` of 64 elements of k; ``buffers`` for results
+    columns a multiple of 32 up to 256; ``stages`` of 64 elements of k; ``buffers`` for results
     of 16 rows and ``part`` columns per computing warp; ``cluster`` blocks (1 or 2) that share B;
     ``group`` rows of tiles that neighbours in time share. With 2 ``blocks`` per multiprocessor,
     each of half its memory and with one warpgroup for 64 or 128 rows, one block may begin while
@@ -152,7 +152,7 @@ def _settings(
 def check_tile(tile: HopperTile, tail: HopperTail) -> None:
     """Raise ValueError for a tile that the kernel does not have, or that the epilogue excludes."""
     rows = (64, 128) if tile.pingpong or tile.blocks == 2 else (128, 192, 256)
-    if tile.rows not in rows or tile.columns % 32 or not 64 <= tile.columns <= 256:
+    if tile.rows not in rows or tile.columns % 32 or not 32 <= tile.columns <= 256:
         raise ValueError(f"no tile of {tile.rows} x {tile.columns} in this mode")
     if tile.blocks not in (1, 2) or (tile.blocks == 2 and tile.pingpong):
         raise ValueError(
@@ -210,13 +210,15 @@ def hopper_kernel(
     rows = ["int M"] if window is None else ["int tile_count", "int tiles_h", "int tiles_w"]
     parameters += [*tail.pointers(), *rows, "int N", "int K"]
     parameters += [f"long long {name}" for name in tail.strides()]
-    early, late = tail.columns(tile.columns // tile.part)
+    # Threads of three warpgroups have no register left for what stays.
+    names, early, late = tail.columns(tile.columns // tile.part, keep=tile.groups < 3)
     body = BODY
     for name, text in {
         "@PARAMETERS@": ", ".join(parameters),
         "@STAGED@": f"x{tail.staged}",
         "@SCALARS@": joined(tail.scalars(), 8),
         "@ROWS@": joined(tail.rows(), 16),
+        "@NAMES@": joined(names, 8),
         "@EARLY@": joined(early, 12),
         "@LATE@": joined(late, 12),
         "@COLUMNS@": joined(tail.shared_columns(), 20),

@@ -236,6 +236,7 @@ hopper_gemm(@PARAMETERS@) {
         const uint32_t spot = matrix_row * ROW_NBYTES + ((lane / 16 ^ turned) << 4);
         const int inner_row = lane / 4, inner_column = lane % 4 * 2;
 @SCALARS@
+@NAMES@
 #if STAGED
         // One lane asks for parts of the staged operand, up to BUFFERS parts before they are used.
         ef_place ahead = ef_placed(begin, rank, tiles);

@@ -160,11 +160,13 @@ class HopperTail:
                 )
         return found
 
-    def columns(self, parts: int) -> tuple[list[str], list[str]]:
-        """Loads of a tile's column operands: those before the main loop, and those after it.
+    def columns(self, parts: int, keep: bool) -> tuple[list[str], list[str], list[str]]:
+        """Names of a tile's column operands, loads before the main loop, and loads after it.
 
-        A warp loads each part of a tile's columns at once, two neighbours per lane.
+        A warp loads each part of a tile's columns at once, two neighbours per lane. With ``keep``
+        what is loaded before the main loop stays for further tiles of the same columns.
         """
+        names: list[str] = []
         texts: tuple[list[str], list[str]] = ([], [])
         words = 0
         for place, (kind, dtype) in enumerate(zip(self.kinds, self.dtypes), 1):
@@ -180,9 +182,14 @@ class HopperTail:
                 name = f"{value_type(dtype)} x{place}_own[BN / PART][2]"
                 element = read_text(dtype, f"x{place}[ef_least({at} + e, N - 1)]")
                 load = f"for (int e = 0; e < 2; ++e) x{place}_own[j][e] = {element};"
-            found += [f"{name};", "#pragma unroll", "for (int j = 0; j < BN / PART; ++j)"]
+            names.append(f"{name};")
+            found += ["#pragma unroll", "for (int j = 0; j < BN / PART; ++j)"]
             found.append(f"    {load}")
-        return texts
+        early, late = texts
+        if early and keep:
+            names.append("int own_column = -1;")
+            early = ["if (at.column != own_column) {", "own_column = at.column;", *early, "}"]
+        return names, early, late
 
     def shared_columns(self) -> list[str]:
         """Values of a part's columns out of the lanes that loaded them."""

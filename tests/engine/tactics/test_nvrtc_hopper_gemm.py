@@ -132,6 +132,7 @@ TILES = [
     HopperTile(128, 128, False, stages=2, cluster=2),
     HopperTile(192, 64, False, stages=2, buffers=3),
     HopperTile(64, 96, True, stages=2, buffers=3),
+    HopperTile(128, 32, True, stages=3),
     HopperTile(192, 96, False, stages=2),
     HopperTile(128, 160, False, stages=2, cluster=2),
     HopperTile(64, 128, False, stages=3, blocks=2),
