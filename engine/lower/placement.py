@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from engine.ir.graph import Node, Value
@@ -11,7 +11,19 @@ from engine.ir.types import is_bound
 from engine.ops.expression import load
 from engine.ops.region import Load, Region, Store
 
-__all__ = ["Placement", "agrees", "copy_region", "is_joining", "restride_load", "restride_store"]
+__all__ = [
+    "Placement",
+    "agrees",
+    "copy_region",
+    "is_joining",
+    "lies_in_place",
+    "part_place",
+    "restride_load",
+    "restride_store",
+]
+
+#: Bytes of the widest accesses; a part that begins elsewhere is copied to where they fit.
+ALIGNED = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +50,40 @@ def agrees(node: Node) -> bool:
     others = shape[:axis] + shape[axis + 1 :]
     dims = [value.tensor.dims for value in node.inputs if value is not None]
     return all(item[:axis] + item[axis + 1 :] == others for item in dims)
+
+
+def part_place(node: Node, placed: Mapping[int, Placement]) -> Placement | None:
+    """Where the result of a mere copy of some channels lies in the tensor that they are part of."""
+    op = node.op
+    if not isinstance(op, Region) or len(op.loads) != 1 or len(node.outputs) != 1:
+        return None
+    source, output, (item,), (store,) = node.inputs[0], node.outputs[0], op.loads, op.stores[:1]
+    if source is None or store.value != load(0, item.dtype) or item.gather or item.bounds:
+        return None
+    if not is_bound(source.type) or source.tensor.rank < 2 or op.space != output.tensor.dims:
+        return None
+    shape, part = source.tensor.dims, output.tensor.dims
+    wide, channels, begin = shape[-1], part[-1], item.offset
+    if shape[:-1] != part[:-1] or not (isinstance(wide, int) and isinstance(channels, int)):
+        return None
+    if not isinstance(begin, int) or not 0 <= begin <= wide - channels or channels == wide:
+        return None
+    dense = [product(shape[axis + 1 :]) for axis in range(len(shape))]
+    packed = [product(part[axis + 1 :]) for axis in range(len(part))]
+    moved = [*zip(item.strides, dense, part), *zip(store.strides, packed, part)]
+    if store.offset != 0 or any(a != b for a, b, size in moved if size != 1):
+        return None
+    whole = placed.get(id(source), Placement(source, 0, wide))
+    place = Placement(whole.root, whole.offset + begin, whole.pixel)
+    width = ALIGNED // min(item.dtype.nbytes, ALIGNED)
+    aligned = all(modulo(size, width) == 0 for size in (place.offset, place.pixel))
+    return place if aligned else None
+
+
+def lies_in_place(node: Node, placed: Mapping[int, Placement]) -> bool:
+    """Whether a part lies where it is read from, so that nothing has to be done."""
+    place = placed.get(id(node.outputs[0])) if node.outputs else None
+    return place is not None and part_place(node, placed) == place
 
 
 def _restride(steps: Sequence[Dim], channels: Dim, pixel: Dim) -> tuple[Dim, ...] | None:

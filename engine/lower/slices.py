@@ -1,4 +1,4 @@
-"""Concatenation without copies: tensors that are made, and read, inside a slice of a wider one.
+"""Concatenation and splitting without copies: tensors inside a slice of a wider one.
 
 A tensor [..., C] that is joined with others along the last axis is placed in the joined tensor
 [..., W] at once: it starts some channels in, and its pixels lie W elements apart instead of C. This
@@ -12,7 +12,13 @@ from collections.abc import Collection, Mapping
 
 from engine.ir.graph import Graph, Node, Value
 from engine.ir.sizes import Dim
-from engine.lower.placement import Placement, is_joining, restride_load, restride_store
+from engine.lower.placement import (
+    Placement,
+    is_joining,
+    part_place,
+    restride_load,
+    restride_store,
+)
 from engine.ops.region import Region
 from engine.tactics import Candidate
 
@@ -34,7 +40,25 @@ def plan_slices(
     for node in reversed(graph.nodes):
         if is_joining(node) and node.name in choices and choices[node.name][0].strided:
             _place_inputs(graph, node, choices, placed)
+    for node in graph.nodes:
+        _place_part(graph, node, choices, placed)
     return placed
+
+
+def _place_part(graph: Graph, node: Node, choices: Choices, placed: dict[int, Placement]) -> None:
+    """Leave a part of a result where it is, if all that read it can work in a slice."""
+    if node.name not in choices or not choices[node.name][0].strided:
+        return
+    place = part_place(node, placed)
+    (output,) = node.outputs[:1]
+    source = node.inputs[0]
+    if place is None or source is None or id(output) in placed or graph.is_output(output):
+        return
+    # What is given from outside may be written over before the part is read.
+    if source.producer is None or source.producer.kind == "View" or not output.uses:
+        return
+    if all(_works(user, output, choices, place.pixel) for user, _ in output.uses):
+        placed[id(output)] = place
 
 
 def _place_inputs(graph: Graph, node: Node, choices: Choices, placed: dict[int, Placement]) -> None:

@@ -10,7 +10,7 @@ from engine.ir.graph import Node
 from engine.ir.sizes import Dim
 from engine.kernels.region_lowering import kernel_of
 from engine.lower.builder import ProgramBuilder
-from engine.lower.placement import restride_load, restride_store
+from engine.lower.placement import lies_in_place, restride_load, restride_store
 from engine.ops.region import Load, Region, Store
 from engine.tactics.tactic import Candidate, Refusal, register
 from engine.target import Target
@@ -38,6 +38,8 @@ class CRegion:
 
 def emit_region(builder: ProgramBuilder, node: Node, layer: int) -> None:
     """The one step of a region: its inputs, then its outputs, some of them in slices."""
+    if lies_in_place(node, builder.placed):
+        return
     op = node.op
     assert isinstance(op, Region)
     kernel, sizes = kernel_of(_in_slices(builder, node, op))

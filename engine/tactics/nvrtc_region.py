@@ -12,7 +12,7 @@ from engine.cuda.size_text import symbol_ranges
 from engine.ir.graph import Node
 from engine.kernels.region_lowering import simplified
 from engine.lower.builder import ProgramBuilder
-from engine.lower.placement import restride_load, restride_store
+from engine.lower.placement import lies_in_place, restride_load, restride_store
 from engine.ops.region import Load, Region, Store
 from engine.plan.device import Pointer
 from engine.tactics.tactic import Candidate, Refusal, register
@@ -52,6 +52,8 @@ def _candidate(choice: RegionChoice) -> Candidate:
 
 def emit_region(builder: ProgramBuilder, node: Node, layer: int, choice: RegionChoice) -> None:
     """The one launch of a region: its inputs, then its outputs, some of them in slices."""
+    if lies_in_place(node, builder.placed):
+        return
     op = node.op
     assert isinstance(op, Region)
     region = _in_slices(builder, node, op)

@@ -18,6 +18,7 @@ from engine.fusions import (
     batch_norm,
     cache_update,
     channel_shuffle,
+    concat_parts,
     conv_batch_norm,
     conv_one_axis,
     conv_transpose,
@@ -36,7 +37,16 @@ from tests.engine.small_models import assert_close, check, graph_of, model, rand
 
 MODULES = [
     *(attention, attention_operator, batch_norm, cache_update, channel_shuffle, conv_batch_norm),
-    *(conv_one_axis, conv_transpose, epilogue, gather_rows, gemm, merge_projections, pad_conv),
+    *(
+        concat_parts,
+        conv_one_axis,
+        conv_transpose,
+        epilogue,
+        gather_rows,
+        gemm,
+        merge_projections,
+        pad_conv,
+    ),
 ]
 STAGES = ("attention", "projections", "canonical", "layout")
 RNG = np.random.default_rng(11)
@@ -348,6 +358,26 @@ SAMPLES: dict[str, list[Sample]] = {
             y = ConvTranspose <strides = [3], pads = [1, 2], output_padding = [1]> (x, w, b) }""",
             1,
             {"w": weight(4, 6, 5), "b": weight(6)},
+        ),
+    ],
+    "concat(split(x), y) => concat(x, y)": [
+        Sample(
+            """(float[N, 6] x, float[N, 2] z) => (float[] y, float[] e) {
+            a, b, c = Split <axis = 1> (x) e = Exp (b) y = Concat <axis = 1> (z, a, b, c, e) }"""
+        ),
+        Sample(
+            """(float[N, 6] x) => (float[] y) {
+            a, b = Split <axis = 1> (x) y = Concat <axis = -1> (a, b) }"""
+        ),
+        Sample(
+            """(float[N, 6] x) => (float[] y) {
+            a, b = Split <axis = 1> (x) y = Concat <axis = 1> (b, a) }""",
+            0,
+        ),
+        Sample(
+            """(float[6, N] x) => (float[] y) {
+            a, b = Split <axis = 0> (x) y = Concat <axis = 1> (a, b) }""",
+            0,
         ),
     ],
     "pool1d(x) => view(pool2d(view(x)))": [
