@@ -120,6 +120,7 @@ hopper_attention_loop(@PARAMETERS@) {
             ef_await(empty + 8 * (past % STAGES), past / STAGES & 1);
             load(past + STAGES);
         }
+        __syncwarp();
     };
     float o[COLUMNS / 2], tops[2] = {-INFINITY, -INFINITY}, shifts[2] = {0.0f, 0.0f};
     float totals[2][2] = {{0.0f, 0.0f}, {0.0f, 0.0f}};

@@ -322,6 +322,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) hopper_attention
             if (turn + 1 == TILES || next >= QUERIES) return;
             ef_meet(group);
             if (threadIdx.x % 128 == 0) load_queries(next);
+            __syncwarp();
         };
         auto valued = [&]() { ef_await(value_barrier, 0); };
 @ATTEND@
