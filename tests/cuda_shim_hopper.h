@@ -250,7 +250,7 @@ inline void shim_rows_of_lanes(const unsigned *mine, float (&left)[2][16], bool 
 inline void shim_multiply(const ShimProduct &product) {
     if ((!product.left && product.a >> 62 != 1) || product.b >> 62 != 1)
         shim_fail("a descriptor without the 128-byte swizzle"), shim_leave();
-    int warp = shim_current / 32 % 4, lane = shim_lane();
+    int warp = shim_current % SHIM_BLOCK_THREADS / 32 % 4, lane = shim_lane();
     float left[2][16];
     if (product.left) shim_rows_of_lanes(product.left, left, product.bfloat16);
     for (int half = 0; half < 2 && !product.left; ++half)

@@ -45,7 +45,8 @@ class SplitTile:
     each) and features a multiple of eight, or the other way round when ``swapped``. ``split``
     blocks of a cluster share k, ``share`` neighbouring tiles of features are computed by one
     cluster and share the loads of pixels. ``box`` is the block of images, rows and columns that
-    lies in the pixels of a tile, at most as many; images and rows are 1 for a matrix.
+    lies in the pixels of a tile, at most as many; images and rows are 1 for a matrix. ``stages``
+    slabs are held at a time, 0 for all.
     """
 
     features: int
@@ -55,6 +56,7 @@ class SplitTile:
     swapped: bool
     box: tuple[int, int, int]
     share: int = 1
+    stages: int = 0
 
     def to_json(self) -> dict[str, object]:
         """The choice as JSON: what tells tiles of one layer apart."""
@@ -62,6 +64,7 @@ class SplitTile:
             "tile": [self.features, self.pixels],
             "split": self.split,
             "share": self.share,
+            "stages": self.stages,
             "swapped": self.swapped,
             "box": list(self.box),
         }
@@ -81,11 +84,20 @@ class SplitTile:
         """Units of 16 x 8 results that a block finishes."""
         return -(-self.groups * 4 * (self.columns // 8) // self.split)
 
+    def held(self, steps: int) -> int:
+        """Slabs that a block holds at a time, of that many of the whole product."""
+        slabs = -(-steps // self.split)
+        return min(slabs, self.stages) if self.stages else slabs
+
+    @property
+    def parts_nbytes(self) -> int:
+        """Shared memory for what other blocks send."""
+        return self.own * self.split * 512 if self.split > 1 else 0
+
     def shared_nbytes(self, steps: int) -> int:
         """Dynamic shared memory for that many slabs of k, with room to begin at 1024."""
-        slabs = -(-steps // self.split)
-        parts = self.own * self.split * 512 if self.split > 1 else 0
-        return 1024 + slabs * ((self.features + self.pixels) * _DEPTH * 2 + 8) + parts + 8
+        slab = (self.features + self.pixels) * _DEPTH * 2 + 16
+        return 1024 + self.held(steps) * slab + self.parts_nbytes + 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +224,8 @@ def check_split(tile: SplitTile, steps: int) -> None:
         raise ValueError(f"{rows} rows are no 64 for each of {tile.groups} warpgroups (1, 2 or 4)")
     if tile.columns % 8 or not 8 <= tile.columns <= (128 if tile.groups > 2 else 256):
         raise ValueError(f"a product of {tile.columns} columns does not exist or does not fit")
+    if tile.stages == 1 or tile.stages < 0:
+        raise ValueError(f"a ring of {tile.stages} stages is too short")
     if not 1 <= tile.split <= steps or not 1 <= tile.cluster <= _MOST_BLOCKS:
         raise ValueError(
             f"{steps} steps of k cannot be split over {tile.split} blocks, or clusters of "
@@ -226,12 +240,14 @@ def _settings(
     tile: SplitTile, blocks: int, window: SplitWindow | None, constant: bool, held: int
 ) -> str:
     taps = window.taps[0] * window.taps[1] if window else 1
+    stages = tile.held(blocks * taps)
     named = {
         "FEATURES": tile.features,
         "PIXELS": tile.pixels,
         "GROUPS": tile.groups,
         "SPLIT": tile.split,
         "SHARE": tile.share,
+        "STAGES": stages,
         "SWAPPED": int(tile.swapped),
         "BOX": tile.box[0] * tile.box[1] * tile.box[2],
         "BLOCKS": blocks,
@@ -292,7 +308,7 @@ def split_kernel(
         "nvrtc",
         "hopper_split",
         "".join([*head, body]),
-        tile.groups * 128,
+        tile.groups * 128 + (32 if tile.held(steps) < -(-steps // tile.split) else 0),
         shared_nbytes=tile.shared_nbytes(steps),
         waits=True,
         maps=tuple(TensorMapForm(dtype.value, box, 128) for box in boxes),

@@ -1,9 +1,9 @@
 """The text of the product split along k for Hopper; `engine.cuda.hopper_split` fills it in.
 
 Upper-case names are macros that the configuration defines. A block holds its whole part of k in
-shared memory: slabs of 64 elements, in each the rows of the weights, then those of the
-activations. Behind them lie the parts of the sums that other blocks of the cluster send, then one
-barrier per slab, and one for what is sent.
+shared memory, or a ring of stages that it goes through: slabs of 64 elements, in each the rows of
+the weights, then those of the activations. Behind them lie the parts of the sums that other blocks
+of the cluster send, then two barriers per slab, and one for what is sent.
 """
 
 from __future__ import annotations
@@ -13,7 +13,11 @@ __all__ = ["BODY", "EXCHANGE", "SETTINGS"]
 SETTINGS = r"""
 #define BK 64
 #define CLUSTER (SPLIT * SHARE)
-#define THREADS (GROUPS * 128)
+#define RING (STAGES < SLABS)
+#define THREADS (GROUPS * 128 + (RING ? 32 : 0))
+/* Who loads: threads of the multiplying warps, or one of a warp that does nothing else. */
+#define LOADS_W (RING ? GROUPS * 128 : 0)
+#define LOADS_X (RING ? GROUPS * 128 : 32)
 #define WARPS (GROUPS * 4)
 #define COLUMNS (SWAPPED ? PIXELS : FEATURES) /* of a warpgroup's product */
 #define F_NBYTES (FEATURES * 128)
@@ -166,27 +170,38 @@ extern "C" __global__ void DIMENSIONS __launch_bounds__(THREADS, 1) hopper_split
 #else
     const uint32_t slabs = ef_shared_address(ef_dynamic) + shim_base(rank);
 #endif
-    const uint32_t parts = slabs + SLABS * SLAB_NBYTES, full = parts + PARTS_NBYTES;
-    const uint32_t sent = full + 8 * SLABS;
+    const uint32_t parts = slabs + STAGES * SLAB_NBYTES, full = parts + PARTS_NBYTES;
+    const uint32_t empty = full + 8 * STAGES, sent = empty + 8 * STAGES;
     const int warp = __shfl_sync(0xffffffffu, EF_THREAD / 32, 0), lane = EF_THREAD % 32;
     const ef_spot at = ef_placed((int)blockIdx.y, (EF_BLOCK / CLUSTER * SHARE + mate) * FEATURES,
                                  @EXTENT@);
     // The steps of k of this block.
     const int begin = STEPS * part / SPLIT;
     const int count = STEPS % SPLIT ? STEPS * (part + 1) / SPLIT - begin : SLABS;
+    auto load_w = [&](int i, int stage) {
+        ef_expect(full + 8 * stage, F_NBYTES + BOX * 128);
+        ef_load(slabs + stage * SLAB_NBYTES, &w, at.feature, ef_column_of_w(begin + i, K),
+                full + 8 * stage);
+    };
     auto load_weights = [&]() {
         #pragma unroll
-        for (int i = 0; i < SLABS; ++i) {
-            if (i >= count) break;
-            ef_expect(full + 8 * i, F_NBYTES + BOX * 128);
-            ef_load(slabs + i * SLAB_NBYTES, &w, at.feature, ef_column_of_w(begin + i, K),
-                    full + 8 * i);
-        }
+        for (int i = 0; i < STAGES; ++i)
+            if (i < count) load_w(i, i);
     };
-    if (EF_THREAD == 0) {
+    // Blocks that share pixels load them in turn, each for all of them.
+    const uint16_t mask = (uint16_t)(((1 << SHARE) - 1) << part * SHARE);
+    auto load_x = [&](int i, int stage) {
+        if (i % SHARE == mate)
+            ef_load_x(slabs + stage * SLAB_NBYTES + F_NBYTES, &x, at, begin + i, full + 8 * stage,
+                      mask);
+    };
+    if (EF_THREAD == LOADS_W) {
         ef_prefetch(&w);
         #pragma unroll
-        for (int i = 0; i < SLABS; ++i) ef_barrier_init(full + 8 * i, 1);
+        for (int i = 0; i < STAGES; ++i) {
+            ef_barrier_init(full + 8 * i, 1);
+            if (RING) ef_barrier_init(empty + 8 * i, WARPS * SHARE);
+        }
         if (SPLIT > 1) ef_barrier_init(sent, 1);
         ef_fence_barriers();
         const int own = ef_least(OWN, UNITS - part * OWN);
@@ -195,26 +210,35 @@ extern "C" __global__ void DIMENSIONS __launch_bounds__(THREADS, 1) hopper_split
     // Others write to this block only after it has begun.
     if (CLUSTER > 1) ef_cluster_arrive();
     // Constant weights may be asked for before earlier kernels have ended.
-    if (CONSTANT && EF_THREAD == 0) load_weights();
+    if (CONSTANT && EF_THREAD == LOADS_W) load_weights();
     if (EF_THREAD == 32) ef_prefetch(&x);
     // The next kernel may begin as soon as there is room beside this one: it waits for the end of
     // this one, which waits for the end of those before.
     ef_launch_dependents();
     __syncthreads();
     ef_wait();
-    if (!CONSTANT && EF_THREAD == 0) load_weights();
-    if (SHARE > 1) ef_cluster_wait();
-    if (EF_THREAD == 32) {
-        // Blocks that share pixels load them in turn, each for all of them.
-        const uint16_t mask = (uint16_t)(((1 << SHARE) - 1) << part * SHARE);
+    if (!CONSTANT && EF_THREAD == LOADS_W) load_weights();
+    if (SHARE > 1 || (RING && CLUSTER > 1)) ef_cluster_wait();
+    if (EF_THREAD == LOADS_X) {
         #pragma unroll
-        for (int i = 0; i < SLABS; ++i) {
-            if (i >= count) break;
-            if (i % SHARE == mate)
-                ef_load_x(slabs + i * SLAB_NBYTES + F_NBYTES, &x, at, begin + i, full + 8 * i,
-                          mask);
-        }
+        for (int i = 0; i < STAGES; ++i)
+            if (i < count) load_x(i, i);
     }
+#if RING
+    if (warp >= WARPS) {
+        if (lane == 0) {
+            int stage = 0;
+            uint32_t phase = 0;
+            for (int i = STAGES; i < count; ++i) {
+                ef_await(empty + 8 * stage, phase);
+                load_w(i, stage);
+                load_x(i, stage);
+                if (++stage == STAGES) { stage = 0; phase ^= 1; }
+            }
+        }
+        return;
+    }
+#endif
 
     // Operands of the results that this block will finish.
 @HELD@
@@ -237,9 +261,11 @@ extern "C" __global__ void DIMENSIONS __launch_bounds__(THREADS, 1) hopper_split
     __syncwarp();  // products are of whole warps
     float sums[COLUMNS / 2];
     const uint32_t group = warp / 4 * 8192;
+    int stage = 0, before = 0;
+    uint32_t phase = 0;
     for (int i = 0; i < count; ++i) {
-        ef_await(full + 8 * i, 0);
-        const uint32_t weights = slabs + i * SLAB_NBYTES, pixels = weights + F_NBYTES;
+        ef_await(full + 8 * stage, phase);
+        const uint32_t weights = slabs + stage * SLAB_NBYTES, pixels = weights + F_NBYTES;
         const uint64_t left = ef_descriptor((SWAPPED ? weights : pixels) + group);
         const uint64_t right = ef_descriptor(SWAPPED ? pixels : weights);
         ef_hold(sums);
@@ -249,6 +275,20 @@ extern "C" __global__ void DIMENSIONS __launch_bounds__(THREADS, 1) hopper_split
         ef_wgmma_commit();
         ef_hold(sums);
         ef_wgmma_wait<1>();
+#if RING
+        // The stage before this one is free in this block; whoever loads into it is told.
+        if (i > 0 && i - 1 + STAGES < count) {
+#if SHARE > 1
+            if (lane < SHARE) ef_arrive_at(empty + 8 * before, part * SHARE + lane);
+#else
+            if (lane == 0) ef_arrive(empty + 8 * before);
+#endif
+        }
+        before = stage;
+        if (++stage == STAGES) { stage = 0; phase ^= 1; }
+#else
+        ++stage;
+#endif
     }
     ef_wgmma_wait<0>();
     ef_hold(sums);
@@ -270,7 +310,7 @@ extern "C" __global__ void DIMENSIONS __launch_bounds__(THREADS, 1) hopper_split
         }
     };
 #if SPLIT > 1
-    if (SHARE == 1) ef_cluster_wait();
+    if (SHARE == 1 && !RING) ef_cluster_wait();
     #pragma unroll
     for (int c = 0; c < WARP_UNITS; ++c) {
         const int unit = warp * WARP_UNITS + c, owner = unit / OWN;

@@ -9,7 +9,7 @@ how many clusters run at a time. Rates are those of an H200, scaled by multiproc
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.cuda.hopper_split import SplitTail, SplitTile, SplitWindow
 from engine.target import CudaTarget
@@ -31,7 +31,8 @@ _BEGIN_NS, _CLUSTER_NS, _ALONE_NS = 150.0, 300.0, 600.0
 _SHARED, _SYSTEM, _REGISTERS, _THREADS = 228 << 10, 1 << 10, 65536, 2048
 #: A product of more rows that fills the GPU more than once is for kernels without a split.
 _FEW_ROWS = 64
-_OFFERED = 6
+_OFFERED = 8
+_LEAST_STAGES, _RING_NS = 4, 250.0
 _CLUSTERINGS = [
     (split, share) for share in (1, 2, 4, 8) for split in (1, 2, 3, 4, 6, 8) if split * share <= 8
 ]
@@ -99,6 +100,8 @@ def predicted(problem: SplitProblem, tile: SplitTile, target: CudaTarget) -> Spl
     arithmetic = held * slabs * 4 * tile.groups * product / _CLOCK
     area = tile.features * tile.pixels
     work = max(load, arithmetic) + 0.2 * min(load, arithmetic) + 150.0
+    if tile.held(problem.steps) < slabs:
+        work += _RING_NS  # stages wait for each other
     if tile.cluster > 1:
         work += _BEGIN_NS
     if tile.split > 1:
@@ -120,21 +123,37 @@ def ranked_split_tiles(problem: SplitProblem, target: CudaTarget) -> list[SplitT
     """
     timed = []
     for place, tile in enumerate(_tiles(problem)):
-        if tile.shared_nbytes(problem.steps) > target.shared_nbytes:
-            continue
-        found = predicted(problem, tile, target)
-        if found.waves == 1 or problem.pixels <= _FEW_ROWS:
-            timed.append((found.ns, place, tile))
+        for form in _rings(tile, problem.steps, target.shared_nbytes):
+            found = predicted(problem, form, target)
+            if found.waves == 1 or problem.pixels <= _FEW_ROWS:
+                timed.append((found.ns, place, form.stages, form))
     best: dict[tuple[object, ...], SplitTile] = {}
-    for _, _, tile in sorted(timed, key=lambda item: item[:2]):
+    for *_, tile in sorted(timed, key=lambda item: item[:3]):
         # Tiles that differ by their sizes alone differ too little to be told apart by measuring.
-        best.setdefault((tile.swapped, tile.groups, tile.split, tile.share), tile)
+        key = (tile.swapped, tile.groups, tile.split, min(tile.share, 4), tile.stages > 0)
+        best.setdefault(key, tile)
     ranked = list(best.values())
     alone = [tile for tile in ranked[_OFFERED:] if tile.cluster == 1][:1]
     # What needs no cluster is offered in any case: clusters cost what the model only guesses.
     if alone and all(tile.cluster > 1 for tile in ranked[:_OFFERED]):
         return [*ranked[: _OFFERED - 1], *alone]
     return ranked[:_OFFERED]
+
+
+def _rings(tile: SplitTile, steps: int, most: int) -> Iterator[SplitTile]:
+    """The tile with all of its part of k in shared memory, and with rings that need less.
+
+    A ring leaves room for another block beside it, or fits where the whole does not.
+    """
+    slabs, whole = tile.held(steps), tile.shared_nbytes(steps)
+    if whole <= most:
+        yield tile
+    slab = (tile.features + tile.pixels) * 128 + 16
+    room = [_SHARED // 2 - _SYSTEM] if whole > _SHARED // 2 - _SYSTEM else []
+    for allowed in [*room, *([most] if whole > most else [])]:
+        stages = (allowed - whole + slabs * slab) // slab
+        if _LEAST_STAGES <= stages < slabs:
+            yield replace(tile, stages=stages)
 
 
 def _tiles(problem: SplitProblem) -> Iterator[SplitTile]:

@@ -40,6 +40,11 @@ def swapped(features: int, pixels: int, split: int, share: int = 1) -> SplitTile
     return SplitTile(features, wide, features // 64, split, True, (1, 1, pixels), share)
 
 
+def ring(tile: SplitTile) -> SplitTile:
+    """Two stages, through which every part of k goes several times."""
+    return dataclasses.replace(tile, stages=2)
+
+
 def boxed(tile: SplitTile, box: tuple[int, int, int]) -> SplitTile:
     return dataclasses.replace(tile, box=box)
 
@@ -77,6 +82,8 @@ TILES = [
     swapped(128, 16, 2),
     swapped(64, 16, 1, 4),
     swapped(64, 8, 8),
+    ring(swapped(64, 24, 2, 2)),
+    ring(rows(16, 128, 1)),
 ]
 
 
@@ -85,6 +92,7 @@ def test_every_way_of_cutting_is_right_at_all_edges(tile: SplitTile) -> None:
     """Rows, columns and depth that fill no tile, parts of k of unequal length."""
     steps = max(tile.split, 4) + (tile.split == 3)
     k = steps * 64 - 24 if tile.split < 8 else 8 * 64
+    k += 448 if tile.stages else 0
     graph, node = product("residual", 75, 136, k)
     check(graph, node, tile, M=75)
 
@@ -141,7 +149,7 @@ def test_activations_that_no_tensor_map_describes_are_served_by_the_plain_kernel
 
 #: What is left out or changed in the text.
 FAULTS = {
-    "products ahead of the loads": ("ef_await(full + 8 * i, 0);", ""),
+    "products ahead of the loads": ("ef_await(full + 8 * stage, phase);", ""),
     "sums used before they are done": ("ef_wgmma_wait<0>();", "ef_wgmma_wait<1>();"),
     "sums read before they are sent": ("    ef_await_sent(sent);", ""),
     "a barrier that expects too many": ("own * (SPLIT * 512)", "own * (SPLIT * 1024)"),
@@ -149,15 +157,22 @@ FAULTS = {
     "a part that is not sent": ("owner * SHARE + mate", "owner"),
     "values in wrong lanes": ("lane % 4 * 8 + lane / 8", "lane % 4 * 8 + lane / 4 % 4"),
 }
+#: The same of a ring.
+RING_FAULTS = {
+    "loads ahead of the release": ("ef_await(empty + 8 * stage, phase);", ""),
+    "a stage that is never released": ("if (lane < SHARE) ef_arrive_at(", "if (0) ef_arrive_at("),
+    "a stage released to one block": ("part * SHARE + lane)", "part * SHARE)"),
+}
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", [*FAULTS, *RING_FAULTS])
 def test_the_model_of_the_hardware_shows_faults(fault: str) -> None:
-    graph, node = product("bias", 20, 136, 200)
-    builder = layers.emitted(graph, node, candidate_of(swapped(64, 24, 2, 2)))
+    graph, node = product("bias", 20, 136, 200 if fault in FAULTS else 600)
+    tile = swapped(64, 24, 2, 2)
+    builder = layers.emitted(graph, node, candidate_of(tile if fault in FAULTS else ring(tile)))
     (step,), (kernel,) = builder.steps, builder.device_kernels
     assert isinstance(step, LaunchStep)
-    text, instead = FAULTS[fault]
+    text, instead = (FAULTS | RING_FAULTS)[fault]
     assert text in kernel.source
     broken = dataclasses.replace(kernel, source=kernel.source.replace(text, instead))
     arrays = layers.filled(builder, node, {"M": 20})
