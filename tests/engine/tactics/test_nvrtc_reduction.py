@@ -123,10 +123,11 @@ def test_softmax_of_old_models_takes_all_axes_from_one_on() -> None:
 @pytest.mark.parametrize("shape", ["first", "last"])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_means_over_open_sizes(count: int, shape: str, dtype: Any) -> None:
-    x, dims, axis = values(count, 4, dtype=dtype), (N, 4), 0
+    x = values(count, 4, dtype=dtype)
+    given, axis = feed(x, (N, 4)), 0
     if shape == "last":
-        x, dims, axis = np.ascontiguousarray(x.T), (4, N), 1
-    check(*layer(reduce("Mean", (axis,)), [feed(x, dims)]), {"N": count}, most=4)
+        given, axis = feed(x.T, (4, N)), 1
+    check(*layer(reduce("Mean", (axis,)), [given]), {"N": count}, most=4)
 
 
 def test_what_no_region_serves_has_a_reason() -> None:
