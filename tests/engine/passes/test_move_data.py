@@ -10,6 +10,8 @@ import pytest
 from engine.debug.interpret import interpret
 from engine.ir.graph import Graph
 from engine.passes import run_pipeline
+from engine.passes.data_forms import DATA_FORMS, part_region
+from engine.passes.turn_axes import TURNED_KINDS, turned_axes
 from tests.engine.small_models import assert_close, check, graph_of, random_feeds
 
 RNG = np.random.default_rng(5)
@@ -35,6 +37,21 @@ def same(text: str, feeds: dict[str, Any] | None = None, **weights: np.ndarray) 
 
 def kinds(graph: Graph) -> list[str]:
     return [node.kind for node in graph.nodes if node.kind != "View"]
+
+
+def test_a_part_is_read_where_it_begins() -> None:
+    (x,) = graph_of("(float[N, 8] x) => (float[] y) { y = Relu (x) }").inputs
+    region = part_region(x, 1, 3, 4)
+    assert region is not None and region.loads[0].offset == 3
+    array = RNG.random((2, 8)).astype(np.float32)
+    np.testing.assert_array_equal(region.meaning(array), array[:, 3:7])
+
+
+def test_pads_given_only_when_the_model_runs_stay() -> None:
+    graph = graph_of("(float[4, 8] x, int64[4] p) => (float[] y) { y = Pad (x, p) }", opset=17)
+    (node,) = graph.nodes
+    assert DATA_FORMS["Pad"](node) is None and turned_axes(graph, node, (1, 0)) is None
+    assert node.kind in TURNED_KINDS
 
 
 PADS = {

@@ -7,6 +7,7 @@ import pytest
 
 from engine.debug.interpret import interpret
 from engine.passes import run_pipeline
+from engine.passes.lift_unit_axes import lift_unit_axes
 from tests.engine.small_models import assert_close, check, graph_of, random_feeds
 
 RNG = np.random.default_rng(2)
@@ -57,3 +58,10 @@ def test_compiled_they_mean_the_same() -> None:
     body, _ = BODIES["an upsampling"]
     text = f"(float[N, 6, L] x) => (float[] y) {{ {body} }}"
     check(text, sizes={"N": 2, "L": 9}, weights=WEIGHTS)
+
+
+def test_views_of_what_is_no_convolution_stay() -> None:
+    text = """(float[N, 1, 5, 6] x) => (float[] y) <int64[1] a = {1}> {
+        v = Squeeze (x, a) y = Relu (v) }"""
+    graph = graph_of(text)
+    assert not lift_unit_axes(graph)
