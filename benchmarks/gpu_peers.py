@@ -92,6 +92,8 @@ def onnxruntime_cuda(
     """ONNX Runtime's CUDA provider with CUDA graphs, NHWC convolutions and bound buffers."""
     import onnxruntime
 
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        raise RuntimeError("this onnxruntime has no CUDA provider")
     start = time.perf_counter()
     stream = torch.cuda.Stream()
     batch = next(iter(feeds.values())).shape[0]
@@ -108,7 +110,7 @@ def onnxruntime_cuda(
         str(path), options, providers=[("CUDAExecutionProvider", provider)]
     )
     if session.get_providers()[0] != "CUDAExecutionProvider":
-        raise RuntimeError("this onnxruntime has no CUDA provider")
+        raise RuntimeError("onnxruntime's CUDA provider does not start here")
     binding = session.io_binding()
     kinds = {torch.float16: np.float16, torch.int64: np.int64}
     for key, feed in feeds.items():
