@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["PRECISIONS", "BuildOptions", "assemble_plan", "build", "optimise", "read_model"]
 
 #: Bumped whenever the same inputs give other plan bytes.
-CODEGEN = 3
+CODEGEN = 4
 PRECISIONS = ("fp32", "fp16")
 
 

@@ -29,6 +29,7 @@ POINT = {"N": 4}
 ELSEWHERE = {
     "nvrtc.reduction": "test_nvrtc_reduction.py",
     "nvrtc.indexing": "test_nvrtc_indexing.py",
+    "nvrtc.narrow_gemm": "test_nvrtc_narrow_gemm.py",
     "nvrtc.scalar": "test_nvrtc_reduction.py",
     "nvrtc.scan": "test_nvrtc_scan.py",
     "nvrtc.top_k": "test_nvrtc_scan.py",
