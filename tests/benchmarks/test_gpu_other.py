@@ -117,7 +117,7 @@ class Fake(gpu_other.Bench):
 def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     first = {"seconds": 0.2, "finite": True}
     found: dict[str, Any] = {
-        "import": {"seconds": 0.4, "modules": 300},
+        "import": {"seconds": 0.4, "init_s": 0.3, "modules": 300},
         "first_output": first,
         "two": {"ratio": 1.7},
         "build": {"seconds": 3.0},
