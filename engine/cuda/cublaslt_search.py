@@ -16,7 +16,7 @@ from engine.target import CudaTarget
 __all__ = ["FoundAlgorithm", "heuristics"]
 
 #: Candidates of one layer, and how many the library is asked for to find that many distinct ones.
-MOST_ALGORITHMS, MOST_ASKED = 8, 16
+MOST_ALGORITHMS, MOST_ASKED = 5, 16
 #: The vendor's own advice for compute capability 9.0.
 MOST_WORKSPACE = 32 << 20
 

@@ -22,7 +22,7 @@ from engine.target import CudaTarget
 
 __all__ = ["engines", "listed"]
 
-MOST_ENGINES = 6
+MOST_ENGINES = 4
 MOST_WORKSPACE = 256 << 20
 
 

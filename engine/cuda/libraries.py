@@ -8,6 +8,7 @@ a stream, allocates nothing on the device, and may be captured into a CUDA graph
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ __all__ = [
     "Library",
     "LibraryName",
     "PreparedCall",
+    "installed_version",
     "load_shared",
     "open_library",
     "why_no_device",
@@ -96,6 +98,21 @@ def open_library(name: LibraryName, rest: int = 0) -> Library:
     from engine.cuda.cudnn_graph import CudnnGraphs
 
     return CudnnGraphs(rest)
+
+
+@functools.cache
+def installed_version(name: str) -> int | None:
+    """The version of a library as its records name it; None where it is not installed."""
+    try:
+        if name == "cublaslt":
+            from engine.cuda.cublaslt_functions import functions
+
+            return functions().version
+        from engine.cuda.cudnn_graph import frontend
+
+        return int(frontend().backend_version())
+    except MissingExtraError:
+        return None
 
 
 def why_no_device(target: CudaTarget) -> str:

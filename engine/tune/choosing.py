@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from engine.cuda.libraries import installed_version
 from engine.ir.graph import Graph, Node
 from engine.ir.sizes import symbol, symbols
 from engine.ir.types import TensorType
@@ -38,6 +39,7 @@ __all__ = [
     "identity",
     "offers",
     "points_of",
+    "unanswered",
     "usual_point",
 ]
 
@@ -97,6 +99,22 @@ def offers(
         fixed, _ = candidates(pinned, libraries, {}, target)
         offered += [Offer(candidate, pinned) for candidate in fixed]
     return offered
+
+
+def unanswered(
+    sources: Sequence[str], rows: Iterable[TimingRecord], target: Target
+) -> Sequence[str]:
+    """The sources without libraries that need not be asked about a layer any more.
+
+    Asking builds what they offer, which takes longer than all else of a build. Where records of
+    the version that is installed here tell of a layer, they are the answer.
+    """
+    if not isinstance(target, CudaTarget):
+        return sources
+    told = {(r.tactic.split(".")[0], r.choice.get("version")) for r in rows}
+    libraries = {name for name, version in told if name in LIBRARIES and version is not None}
+    known = {name for name in libraries if (name, installed_version(name)) in told}
+    return [name for name in sources if name not in known]
 
 
 def _own(node: Node) -> frozenset[str]:
@@ -221,8 +239,10 @@ class _Search:
         key = node.name, tuple(sorted(point.items()))
         if key not in self.memo:
             signature, _ = layer_signature(node, point, self.shared.get(node.name, ()))
-            found = offers(node, self.options.tactics, point, self.target)
-            found += self._restored(node, point, found, self.table.get(signature, {}))
+            rows = self.table.get(signature, {})
+            asked = unanswered(self.options.tactics, rows.values(), self.target)
+            found = offers(node, asked, point, self.target)
+            found += self._restored(node, point, found, rows)
             self.memo[key] = found, signature
         found, signature = self.memo[key]
         left = [

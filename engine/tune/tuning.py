@@ -20,7 +20,7 @@ from engine.runtime.compilation import Function, find_compiler, load
 from engine.runtime.kernels import kernel_function
 from engine.tactics import Candidate, is_last_resort
 from engine.target import CpuTarget, CudaTarget, Target, describe
-from engine.tune.choosing import identity, offers, points_of
+from engine.tune.choosing import identity, offers, points_of, unanswered
 from engine.tune.measuring import measure
 from engine.tune.records import TimingRecord, layer_signature
 from engine.tune.whole_programs import LEAST_LEVEL, unmeasured_programs
@@ -44,6 +44,8 @@ __all__ = [
 
 #: Candidates measured per layer of a CPU, by level; level 0 measures nothing.
 BREADTH = {0: 0, 1: 2, 2: 3, 3: 4, 4: 8, 5: 10_000}
+#: Up to this level a library is not asked again about a layer of which records of it tell.
+LAST_LEVEL_OF_RECORDS = 3
 #: Candidates measured per layer and tactic of a GPU, where many compile in parallel.
 DEVICE_BREADTH = {0: 0, 1: 2, 2: 4, 3: 8, 4: 16, 5: 10_000}
 
@@ -99,15 +101,22 @@ def tuning_tasks(graph: Graph, options: BuildOptions, known: Iterable[TimingReco
     target = describe(options.target)
     points = points_of(options, profile_symbols(graph, options.profile), target)
     shared = shared_operands(graph, options.updates) if isinstance(target, CudaTarget) else {}
-    measured = {record.key for record in known}
+    table: dict[str, list[TimingRecord]] = {}
+    for record in known:
+        table.setdefault(record.signature, []).append(record)
     tasks: dict[str, Task] = {}
     for point, node in itertools.product(points, graph.nodes):
-        found = [item.candidate for item in offers(node, options.tactics, point, target)]
-        chosen = likeliest(found, options.level, target)
-        if len(chosen) < 2:
-            continue
         pairs = shared.get(node.name, ())
         signature, own_point = layer_signature(node, point, pairs)
+        rows = table.get(signature, ())
+        asked = options.tactics
+        if options.level <= LAST_LEVEL_OF_RECORDS:
+            asked = tuple(unanswered(asked, rows, target))
+        found = [item.candidate for item in offers(node, asked, point, target)]
+        chosen = likeliest(found, options.level, target)
+        if len(chosen) + len(options.tactics) - len(asked) < 2:  # a library not asked is a rival
+            continue
+        measured = {record.key for record in rows}
         if all((signature, *identity(candidate)) in measured for candidate in chosen):
             continue
         tasks.setdefault(signature, Task(signature, node, point, own_point, tuple(chosen), pairs))

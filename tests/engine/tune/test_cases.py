@@ -171,6 +171,36 @@ def test_a_librarys_choice_serves_its_point_alone(monkeypatch: pytest.MonkeyPatc
     _run(graph, lowered, (1, 2, 8, 31, 32))
 
 
+def test_a_library_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records of the installed version are its answer; of another one they are not."""
+    graph, options = prepared()
+    options = BuildOptions(
+        target="cuda:sm80", level=2, tactics=("nvrtc", "cublaslt"), profile=options.profile
+    )
+    asked: list[str] = []
+    real = choosing.candidates
+
+    def offered(node: Node, sources: Any, point: Any, target: Any) -> Any:
+        if list(sources) == ["cublaslt"]:
+            asked.append(node.name)
+            return [Candidate("cublaslt.test", {"version": 7}, lambda *_: None)], []
+        return real(node, [s for s in sources if s != "cublaslt"], point, target)
+
+    monkeypatch.setattr(choosing, "candidates", offered)
+    monkeypatch.setattr(choosing, "installed_version", lambda name: 7)
+    records = records_of(graph, options, lambda place, size: 1000.0 + place)
+    asked.clear()
+    tuning_tasks(graph, options, records)
+    choose_all(graph, options, profile_symbols(graph, options.profile), records)
+    assert asked == []
+    assert tuning_tasks(graph, BuildOptions(**_fields(options, level=4)), records) is not None
+    assert asked
+    asked.clear()
+    monkeypatch.setattr(choosing, "installed_version", lambda name: 8)
+    tuning_tasks(graph, options, records)
+    assert asked
+
+
 def _faster(record: TimingRecord) -> TimingRecord:
     return TimingRecord.from_json({**record.to_json(), "time_ns": 10.0})
 
