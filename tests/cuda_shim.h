@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cmath>
+#include <csignal>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -131,6 +132,19 @@ inline void shim_yield() {
 [[noreturn]] inline void shim_leave() {
     shim_fibers[shim_current].state = SHIM_DONE;
     for (;;) shim_yield();
+}
+
+// An access to memory that is not there ends the thread that makes it; `shim_fault` is the address.
+inline uint64_t shim_fault;
+inline bool shim_in_thread;
+inline void shim_faulted(int number, siginfo_t *info, void *) {
+    if (!shim_in_thread) {  // none of a kernel's: as if nobody had asked
+        signal(number, SIG_DFL);
+        return;
+    }
+    if (!shim_error[0]) shim_fault = (uint64_t)info->si_addr;
+    shim_fail("an access to memory that is not there");
+    shim_leave();
 }
 
 // What the compiler's checks call: accesses that are not aligned, indices past an array.
@@ -351,7 +365,9 @@ inline void shim_block(bool backwards, size_t shared_nbytes) {
             if (fiber.state != SHIM_READY) continue;
             moved = true;
             threadIdx = fiber.thread;
+            shim_in_thread = true;
             shim_switch(shim_scheduler, fiber);
+            shim_in_thread = false;
         }
     }
     if (shim_alive && !shim_error[0]) {
@@ -371,7 +387,7 @@ inline void shim_block(bool backwards, size_t shared_nbytes) {
 
 inline const char *shim_grid(ShimBody body, void **parameters, const unsigned *grid,
                              const unsigned *block, size_t shared_nbytes, bool backwards) {
-    shim_error[0] = 0;
+    shim_error[0] = 0, shim_fault = 0;
     shim_body = body, shim_parameters = parameters;
     gridDim = {grid[0], grid[1], grid[2]}, blockDim = {block[0], block[1], block[2]};
     shim_count = (int)(block[0] * block[1] * block[2]);
@@ -387,6 +403,10 @@ inline const char *shim_grid(ShimBody body, void **parameters, const unsigned *g
         if (memory == MAP_FAILED) return "no memory for the stack of a thread";
         fiber.stack = (char *)memory;
     }
+    // The handler runs on the thread's own stack and does not return: nothing is held back meanwhile.
+    struct sigaction faults = {}, before[2];
+    faults.sa_sigaction = shim_faulted, faults.sa_flags = SA_SIGINFO | SA_NODEFER;
+    sigaction(SIGSEGV, &faults, &before[0]), sigaction(SIGBUS, &faults, &before[1]);
     uint64_t blocks = (uint64_t)grid[0] * grid[1] * grid[2];
     for (uint64_t step = 0; step < blocks && !shim_error[0]; ++step) {
         uint64_t at = backwards ? blocks - 1 - step : step;
@@ -394,6 +414,7 @@ inline const char *shim_grid(ShimBody body, void **parameters, const unsigned *g
                     (unsigned)(at / grid[0] / grid[1])};
         shim_block(backwards, shared_nbytes);
     }
+    sigaction(SIGSEGV, &before[0], nullptr), sigaction(SIGBUS, &before[1], nullptr);
     return shim_error[0] ? shim_error : nullptr;
 }
 
@@ -418,6 +439,7 @@ template <class... A> inline const char *shim_letters(void (*)(A...)) {
 }
 #define SHIM_PUBLIC extern "C" __attribute__((visibility("default")))
 #define SHIM_EXPORT(kernel) \
+    SHIM_PUBLIC uint64_t shim_faulted_at() { return shim_fault; } \
     SHIM_PUBLIC const char *shim_signature() { return shim_letters(kernel); } \
     SHIM_PUBLIC const char *shim_run(void **parameters, const unsigned *grid, const unsigned *block, \
                                     uint64_t shared_nbytes, int backwards) { \

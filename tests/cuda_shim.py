@@ -1,8 +1,9 @@
 """Generated CUDA C on the CPU: g++ compiles a kernel, threads of a block are fibers.
 
 `run_kernel` is the whole interface for tests of kernels; `load_function` serves those who launch
-by addresses, as a driver does. Arrays are copied between guard bytes; a kernel that writes outside
-of them, waits for ever, or whose result depends on the order of its threads fails the test.
+by addresses, as a driver does. Arrays are copied into memory of their own (`tests.paged_memory`); a
+kernel that reads or writes outside of them, waits for ever, or whose result depends on the order of
+its threads fails the test.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ import numpy as np
 import pytest
 
 from engine.cuda.kernel import DeviceKernel
+from tests.paged_memory import Paged, place_of
 
 __all__ = ["Function", "ShimError", "load_function", "run_kernel"]
 
 HEADER = Path(__file__).parent / "cuda_shim.h"
-GUARD = 4096
 POISON = 0xFF
 FLAGS = [
     "-std=c++17",
@@ -62,7 +63,10 @@ _CTYPES: dict[str, Any] = {
 
 
 class ShimError(AssertionError):
-    """A kernel does what no kernel may: the message says what, and in which thread."""
+    """A kernel does what no kernel may: the message says what, and in which thread.
+
+    A second argument is the address of an access to memory that is not there.
+    """
 
 
 @functools.cache
@@ -96,6 +100,7 @@ class Function:
     kernel: DeviceKernel
     parameters: str
     address: Any
+    faulted_at: Any
 
     def launch(
         self,
@@ -125,7 +130,8 @@ class Function:
             int(backwards),
         )
         if error is not None:
-            raise ShimError(f"{self.kernel.entry}: {error.decode()}")
+            at = self.faulted_at()
+            raise ShimError(f"{self.kernel.entry}: {error.decode()}", *([at] if at else []))
 
 
 _LOADED: dict[str, Function] = {}
@@ -142,10 +148,13 @@ def load_function(kernel: DeviceKernel) -> Function:
         library = ctypes.CDLL(str(_built(name, text, kernel.entry)))
         library.shim_signature.restype = ctypes.c_char_p
         library.shim_run.restype = ctypes.c_char_p
+        library.shim_faulted_at.restype = ctypes.c_uint64
         letters = library.shim_signature().decode()
         if set(letters) - set(_CTYPES):
             raise ShimError(f"{kernel.entry} has a parameter that no launch passes: {letters}")
-        found = _LOADED[kernel.digest] = Function(kernel, letters, library.shim_run)
+        found = _LOADED[kernel.digest] = Function(
+            kernel, letters, library.shim_run, library.shim_faulted_at
+        )
         library.shim_run.argtypes = [
             ctypes.c_void_p,
             ctypes.c_void_p,
@@ -182,30 +191,32 @@ def _root(array: np.ndarray) -> np.ndarray:
 
 
 class _Guarded:
-    """A copy of an array between guard bytes, aligned as device memory is."""
+    """A copy of an array that ends, or begins, at a page without access."""
 
-    def __init__(self, array: np.ndarray) -> None:
+    def __init__(self, array: np.ndarray, *, at_end: bool) -> None:
         if not array.flags.c_contiguous:
             raise ValueError("a kernel's argument must own contiguous memory or be a view of such")
-        self.array, self.nbytes = array, array.nbytes
-        self.memory = np.full(self.nbytes + 2 * GUARD + 256, POISON, np.uint8)
-        self.start = GUARD + -(self.memory.ctypes.data + GUARD) % 256
+        self.array = array
+        self.memory = Paged(array.nbytes, at_end=at_end)
         self.inside[:] = np.frombuffer(array.tobytes(), np.uint8)
 
     @property
     def inside(self) -> np.ndarray:
-        return self.memory[self.start : self.start + self.nbytes]
+        return self.memory.inside
+
+    @property
+    def buffer(self) -> tuple[str, int, int]:
+        """Name, beginning and bytes."""
+        name = f"an array of {self.array.shape} {self.array.dtype}"
+        return name, self.memory.address, self.memory.nbytes
 
     def address_of(self, view: np.ndarray) -> int:
-        offset = view.ctypes.data - self.array.ctypes.data
-        return int(self.memory.ctypes.data + self.start + offset)
+        return int(self.memory.address + view.ctypes.data - self.array.ctypes.data)
 
     def check(self, entry: str) -> None:
-        end = self.start + self.nbytes
-        if (self.memory[: self.start] != POISON).any():
-            raise ShimError(f"{entry} writes before an array of {self.array.shape}")
-        if (self.memory[end:] != POISON).any():
-            raise ShimError(f"{entry} writes past the end of an array of {self.array.shape}")
+        for where, whole in zip(("before", "past the end of"), self.memory.untouched()):
+            if not whole:
+                raise ShimError(f"{entry} writes {where} an array of {self.array.shape}")
 
     def copy_back(self) -> None:
         if self.array.flags.writeable:
@@ -213,6 +224,13 @@ class _Guarded:
             flat[:] = self.inside
         elif self.inside.tobytes() != self.array.tobytes():
             raise ShimError("a kernel writes to an array that is read-only")
+
+
+def located(error: ShimError, buffers: Sequence[tuple[str, int, int]]) -> ShimError:
+    """The error with the place of its access among buffers, each a name, a beginning and bytes."""
+    if len(error.args) < 2:
+        return error
+    return ShimError(f"{error.args[0]}: {place_of(error.args[1], buffers)}")
 
 
 def _scalar(entry: str, letter: str, value: Any) -> int | float:
@@ -260,13 +278,17 @@ def run_kernel(
                     values.append(0)
                     continue
                 root = _root(argument)
-                held = guarded.setdefault(id(root), _Guarded(root))
+                held = guarded.get(id(root)) or _Guarded(root, at_end=backwards)
+                guarded[id(root)] = held
                 values.append(held.address_of(argument))
             else:
                 values.append(_scalar(kernel.entry, letter, argument))
         if len(arguments) != len(function.parameters):
             values = [0] * len(arguments)
-        function.launch(grid, values, backwards=backwards)
+        try:
+            function.launch(grid, values, backwards=backwards)
+        except ShimError as error:
+            raise located(error, [held.buffer for held in guarded.values()]) from None
         for held in guarded.values():
             held.check(kernel.entry)
         results.append(list(guarded.values()))

@@ -25,11 +25,11 @@ from engine.plan.device import LaunchStep, Pointer, Scalar, TensorMap
 from engine.tactics.tactic import Candidate
 from tests import cuda_shim
 from tests.cuda_layer import _view, emitted, filled
-from tests.cuda_shim import HEADER, POISON, ShimError
+from tests.cuda_shim import HEADER, ShimError, located
+from tests.paged_memory import Paged
 
 __all__ = ["run_layer", "run_product"]
 
-_GUARD = 1024
 _SHARED = 256 << 10
 #: Loads, products and stores that are late (bits of 1, 2 and 4).
 _LATE = (2 | 4, 1)
@@ -50,6 +50,7 @@ def _library(kernel: DeviceKernel) -> ctypes.CDLL:
     library = ctypes.CDLL(str(cuda_shim._built(name, text, kernel.entry)))
     library.shim_run_hopper.restype = ctypes.c_char_p
     library.shim_signature.restype = ctypes.c_char_p
+    library.shim_faulted_at.restype = ctypes.c_uint64
     return library
 
 
@@ -59,27 +60,27 @@ def _block_shared(kernel: DeviceKernel) -> int:
 
 
 class _Memory:
-    """Copies of the slots between guard bytes, aligned as device memory is."""
+    """Copies of the slots that end, or begin, at pages without access."""
 
-    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
+    def __init__(self, arrays: Sequence[np.ndarray], *, at_end: bool) -> None:
         self.arrays = arrays
-        self.blocks = []
-        for array in arrays:
-            block = np.full(array.nbytes + 2 * _GUARD + 256, POISON, np.uint8)
-            start = _GUARD + -(block.ctypes.data + _GUARD) % 256
-            block[start : start + array.nbytes] = array.view(np.uint8)
-            self.blocks.append((block, start))
+        self.blocks = [Paged(array.nbytes, at_end=at_end) for array in arrays]
+        for array, block in zip(arrays, self.blocks):
+            block.inside[:] = array.view(np.uint8)
+
+    @property
+    def buffers(self) -> list[tuple[str, int, int]]:
+        """Name, beginning and bytes of each."""
+        return [(f"slot {i}", item.address, item.nbytes) for i, item in enumerate(self.blocks)]
 
     def address(self, slot: int, offset: int) -> int:
-        block, start = self.blocks[slot]
-        return int(block.ctypes.data) + start + offset * self.arrays[slot].itemsize
+        return self.blocks[slot].address + offset * self.arrays[slot].itemsize
 
     def read(self, written: set[int]) -> list[bytes]:
         found = []
-        for slot, (array, (block, start)) in enumerate(zip(self.arrays, self.blocks)):
-            inside = block[start : start + array.nbytes].tobytes()
-            outside = (block[:start] == POISON).all() and (block[start + array.nbytes :] == POISON)
-            assert np.all(outside), f"a write outside of slot {slot}"
+        for slot, (array, block) in enumerate(zip(self.arrays, self.blocks)):
+            assert all(block.untouched()), f"a write outside of slot {slot}"
+            inside = block.inside.tobytes()
             if slot not in written:
                 assert inside == array.tobytes(), f"slot {slot} is written, no parameter says so"
             found.append(inside)
@@ -102,9 +103,12 @@ def run_product(
     results = []
     for backwards in (False, True):
         for late in _LATE:
-            memory = _Memory(arrays)
-            _run(kernel, grid, [_value(kernel, memory, p, point) for p in step.parameters],
-                 backwards, late)  # fmt: skip
+            memory = _Memory(arrays, at_end=late == _LATE[0])
+            try:
+                _run(kernel, grid, [_value(kernel, memory, p, point) for p in step.parameters],
+                     backwards, late)  # fmt: skip
+            except ShimError as error:
+                raise located(error, memory.buffers) from None
             results.append(memory.read(written))
     for other in results[1:]:
         for slot, (first, second) in enumerate(zip(results[0], other)):
@@ -141,7 +145,11 @@ def _run(
         late,
     )
     if error is not None:
-        raise ShimError(f"{kernel.entry}: {error.decode()} (late {late}, backwards {backwards})")
+        at = library.shim_faulted_at()
+        raise ShimError(
+            f"{kernel.entry}: {error.decode()} (late {late}, backwards {backwards})",
+            *([at] if at else []),
+        )
 
 
 class _Map(ctypes.Structure):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from engine.plan.device import LaunchStep, Pointer, Scalar, TensorMap
 from engine.plan.recipes import apply
 from engine.plan.structure import Slot, Symbol
 from engine.tactics import Candidate
+from tests.paged_memory import Reach
 
 _NAMES = {
     np.dtype(np.float16): "float16",
@@ -150,6 +151,7 @@ def _execute(function: Any, grid: tuple[int, ...], arguments: Mapping[str, Any])
     from triton.language import standard
 
     # Both names of the language: the one kernels use, and the one its own helpers use.
+    reach = Reach(_arrays(arguments.values()))
     scopes = [interpreter._patch_lang(rewritten), interpreter._patch_lang(standard.zeros.fn)]
     constants = {
         name for name, item in inspect.signature(rewritten).parameters.items()
@@ -164,7 +166,7 @@ def _execute(function: Any, grid: tuple[int, ...], arguments: Mapping[str, Any])
         }
         whole = (*grid, 1, 1)[:3]
         interpreter.interpreter_builder.set_grid_dim(*whole)
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), _watched(reach):
             for place in np.ndindex(*whole):
                 interpreter.interpreter_builder.set_grid_idx(*place)
                 rewritten(**values)
@@ -173,9 +175,68 @@ def _execute(function: Any, grid: tuple[int, ...], arguments: Mapping[str, Any])
             scope.restore()
 
 
+def _arrays(arguments: Iterable[Any]) -> list[Array]:
+    """The memory that arguments point into, each once."""
+    found: dict[int, Array] = {}
+    for item in arguments:
+        array = item
+        if not isinstance(item, np.ndarray):
+            feed = getattr(item, "base", item)  # of a descriptor
+            array = feed.array if isinstance(feed, Feed) else None
+        if isinstance(array, np.ndarray):
+            found[int(array.ctypes.data)] = array
+    return list(found.values())
+
+
+_WATCHED: list[Reach] = []
+
+
+@contextlib.contextmanager
+def _watched(reach: Reach) -> Iterator[None]:
+    """Every access of the interpreter must be inside of the launch's arrays."""
+    from triton.runtime import interpreter
+
+    held = interpreter._interpreter
+    interpreter._interpreter = _Accesses(held, reach)
+    _WATCHED.append(reach)
+    try:
+        yield
+    finally:
+        interpreter._interpreter = held
+        _WATCHED.pop()
+
+
+class _Accesses:
+    """Triton's accesses to memory, checked before they happen."""
+
+    def __init__(self, accesses: Any, reach: Reach) -> None:
+        self.accesses, self.reach = accesses, reach
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.accesses, name)
+
+    def load(self, at: Array, mask: Array, other: Array, dtype: Any) -> Any:
+        self.reach.check("read", at, np.dtype(dtype).itemsize, mask)
+        return self.accesses.load(at, mask, other, dtype)
+
+    def store(self, at: Array, value: Array, mask: Array) -> Any:
+        self.reach.check("write", at, value.dtype.itemsize, mask)
+        return self.accesses.store(at, value, mask)
+
+    def atomic_rmw(self, kind: Any, at: Array, value: Array, mask: Array, order: Any) -> Any:
+        self.reach.check("read and write", at, value.dtype.itemsize, mask)
+        return self.accesses.atomic_rmw(kind, at, value, mask, order)
+
+    def atomic_cas(self, at: Array, expected: Array, value: Array, order: Any) -> Any:
+        self.reach.check("read and write", at, value.dtype.itemsize)
+        return self.accesses.atomic_cas(at, expected, value, order)
+
+
 def _prefetch(text: str, constraints: str, inputs: Sequence[Any], **options: Any) -> None:
     """The one piece of assembly that kernels hold has no effect but on caches."""
     assert text.startswith("prefetch."), f"the interpreter does not run {text!r}"
+    for item in inputs:
+        _WATCHED[-1].check("prefetch", item.handle.data, 1)
 
 
 @contextlib.contextmanager

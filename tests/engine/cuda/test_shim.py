@@ -110,8 +110,10 @@ def test_dynamic_shared_memory_grids_scalars_and_atomics() -> None:
 @pytest.mark.parametrize(
     ("body", "told"),
     [
-        ("y[t + 1] = 0;", "writes past the end"),
+        ("y[t + 1] = 0;", "not there.*thread 63.*: 0 bytes past the end of an array"),
         ("y[t - 1] = 0;", "writes before"),
+        ("if (t == 5) y[0] = y[65536];", r"not there.*thread 5,.*: \d+ bytes past the end"),
+        ("if (t == 5) y[0] = y[-65536];", r"not there.*: \d+ bytes before an array"),
         ("if (t < 32) __syncthreads(); else __syncwarp(0x1);", "exchange whose mask"),
         ("if (t == 3) shim_barrier(1, 64, 0);", "deadlock: a thread waits"),
         ("if (t == 3) __syncwarp();", "names a lane that has ended|deadlock: a lane"),
