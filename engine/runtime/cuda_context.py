@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import weakref
 from collections import OrderedDict
 from collections.abc import Mapping
 from types import TracebackType
@@ -16,13 +17,15 @@ from engine.plan.slots import is_fixed, root_of
 from engine.runtime.cuda_binding import CudaBinding
 from engine.runtime.cuda_feeds import (
     DeviceArray,
+    DeviceView,
     check_cuda_feeds,
     check_view,
     device_view,
     on_device,
 )
 from engine.runtime.cuda_layout import ALIGNMENT, named_layers
-from engine.runtime.cuda_memory import Block, Stream, spelled_nbytes
+from engine.runtime.cuda_loaded import Loaded
+from engine.runtime.cuda_memory import Block, Pending, Stream, spelled_nbytes
 from engine.runtime.cuda_segments import Lanes
 from engine.runtime.cuda_transfers import Fixed, Run, State, Transfers
 from engine.runtime.feeds import bind_symbols
@@ -60,7 +63,8 @@ class CudaContext:
         self.capture = True
         self.synchronous = False
         self._programmatic = True
-        self._memory, self._zeros = Block(self.device), Block(self.device)
+        pending = self.stream.pending
+        self._memory, self._zeros = Block(self.device, pending), Block(self.device, pending)
         self._generation = 0
         self._bound: OrderedDict[tuple[Any, ...], CudaBinding] = OrderedDict()
         #: Keys of bound shapes by the feeds' shapes, which buffers they use, and `_ports`.
@@ -68,6 +72,8 @@ class CudaContext:
         #: Changes whenever a buffer is bound or a state gets other memory.
         self._ports = 0
         self._fixed: dict[str, Fixed] = {}
+        #: Buffers that are not bound any more and may still be in use on the stream.
+        self._unbound: list[DeviceView] = []
         self._states: dict[int, State] = {}
         self._transfers = Transfers(engine, self.stream, self._fixed, self._states)
         self._capture_stream: Stream | None = None
@@ -80,6 +86,8 @@ class CudaContext:
             if program.slots[index].alias is not None
         }
         self._updates = {r: i for r, i in self._updates.items() if r in program.inputs}
+        # What runs needs the engine's kernels and weights: they are kept until it has ended.
+        weakref.finalize(self, _leave, pending, engine.loaded).atexit = False
 
     def __enter__(self) -> Self:
         return self
@@ -99,11 +107,12 @@ class CudaContext:
         """
         with contextlib.suppress(DeviceError):
             self.device.use()
-            self.stream.finish()
+            self.stream.pending.finish()
             for bound in self._bound.values():
                 bound.close()
         self._bound.clear()
         self._recent.clear()
+        self._unbound.clear()
         self._memory.close()
         self._zeros.close()
         self._states.clear()
@@ -155,12 +164,17 @@ class CudaContext:
                 f"the buffer bound to {name!r} begins at {view.address:#x}, expected a multiple of "
                 f"{ALIGNMENT}; bind an array with memory of its own"
             )
+        self.unbind(name)
         self._fixed[name] = Fixed(array, view)
-        self._ports += 1
 
     def unbind(self, name: str) -> None:
-        """Let an input or output go its usual way again."""
-        self._fixed.pop(name, None)
+        """Let an input or output go its usual way again.
+
+        The buffer is kept until what was enqueued before has run.
+        """
+        old = self._fixed.pop(name, None)
+        if old is not None:
+            self._unbound.append(old.view)
         self._ports += 1
 
     def _slot(self, name: str) -> int:
@@ -198,6 +212,7 @@ class CudaContext:
     def reset(self) -> None:
         """Set every state that the context keeps to zero."""
         self.device.use()
+        self.stream.pending.begin()
         for state in self._states.values():
             self.device.clear(state.memory.address, state.memory.nbytes, self.stream.handle)
 
@@ -209,7 +224,7 @@ class CudaContext:
         state = self._states.get(index)
         if state is None or state.shape != shape:
             # A new block: whoever still looks at the old state keeps its memory.
-            state = State(Block(self.device), shape)
+            state = State(Block(self.device, self.stream.pending), shape)
             nbytes = max(math.prod(shape) * kind.dtype.nbytes, 1)
             name = self.engine.program.slots[index].name
             purpose = f"the state {name!r} with the shape {list(shape)}"
@@ -281,6 +296,10 @@ class CudaContext:
     ) -> tuple[Run, CudaBinding]:
         """Check what was given, bind its shapes, copy the inputs to the device."""
         self.device.use()
+        if self._unbound:
+            self._transfers.hold(self._unbound)
+            self._unbound = []
+        self.stream.pending.begin()
         program = self.engine.program
         for name in outputs:
             if name not in self.engine.output_names:
@@ -411,3 +430,10 @@ class CudaContext:
                 block.grow(wished, purpose, _HELPS)
                 return
         block.grow(nbytes, purpose, _HELPS)
+
+
+def _leave(pending: Pending, loaded: Loaded) -> None:
+    """A context is gone: what it enqueued ends before ``loaded`` is let go."""
+    with contextlib.suppress(DeviceError):
+        loaded.device.use()
+        pending.finish()

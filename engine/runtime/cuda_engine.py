@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import threading
 import weakref
@@ -13,7 +12,7 @@ import numpy as np
 
 from engine.cuda.device import Device
 from engine.cuda.libraries import PreparedCall
-from engine.errors import DeviceError, PlanCorruptError, TargetMismatchError
+from engine.errors import PlanCorruptError, TargetMismatchError
 from engine.ir.types import Array
 from engine.plan.accesses import touched_slots
 from engine.plan.device import LibraryStep
@@ -21,7 +20,7 @@ from engine.plan.slots import is_fixed, root_of
 from engine.plan.structure import ChooseStep, HostStep, KernelStep, Program
 from engine.runtime.cuda_context import CudaContext
 from engine.runtime.cuda_layout import aligned, lay_out
-from engine.runtime.cuda_memory import Block
+from engine.runtime.cuda_loaded import Loaded
 from engine.runtime.interface import Port, ProgramInterface, every_step, host_calls
 from engine.runtime.steps import flat_steps, greatest_sizes
 
@@ -61,18 +60,15 @@ class CudaEngine(ProgramInterface):
         self._idle: list[CudaContext] = []
         self._greatest: dict[frozenset[int], int] = {}
         self._functions: dict[int, int] = {}
-        self._modules: dict[str, int] = {}
-        self._prepared: dict[str, PreparedCall] = {}
-        self._finalizer = weakref.finalize(self, _unload, device, self._modules, self._prepared)
-        self._finalizer.atexit = False
+        self._contexts: weakref.WeakSet[CudaContext] = weakref.WeakSet()
         device.use()
-        self._memory = Block(device)
+        self.loaded = Loaded(device)
         self._addresses = self._upload()
 
     @property
     def weights_nbytes(self) -> int:
         """Bytes of the weights on the device."""
-        return self._memory.nbytes
+        return self.loaded.weights.nbytes
 
     def _upload(self) -> dict[str, int]:
         """Copy every weight that a step on the device reads; offsets by name."""
@@ -94,19 +90,19 @@ class CudaEngine(ProgramInterface):
             end += aligned(max(self.weights[name].nbytes, 1))
         if not held:
             return {}
-        self._memory.grow(
+        self.loaded.weights.grow(
             end, f"the {len(held)} weights of the engine", "close other engines and contexts"
         )
         stream = self.device.create_stream()
         try:
             for name in held:
                 array = np.ascontiguousarray(self.weights[name])
-                address = self._memory.address + places[name]
+                address = self.loaded.weights.address + places[name]
                 self.device.upload(address, array.ctypes.data, array.nbytes, stream)
             self.device.synchronize(stream)
         finally:
             self.device.destroy_stream(stream)
-        return {name: self._memory.address + place for name, place in places.items()}
+        return {name: self.loaded.weights.address + place for name, place in places.items()}
 
     @property
     def device_weights(self) -> list[str]:
@@ -115,18 +111,20 @@ class CudaEngine(ProgramInterface):
 
     def weight_address(self, name: str) -> int:
         """Where a weight lies on the device."""
+        self.loaded.check_open()
         return self._addresses[name]
 
     def function(self, index: int) -> int:
         """The device's handle of a function of the program; its module is loaded on first use."""
+        self.loaded.check_open()
         with self._lock:
             if index not in self._functions:
                 function = self.program.functions[index]
-                module = self._modules.get(function.tensor)
+                module = self.loaded.modules.get(function.tensor)
                 if module is None:
                     image = bytes(self.images[function.tensor])
                     module = self.device.load_module(image, function.entry)
-                    self._modules[function.tensor] = module
+                    self.loaded.modules[function.tensor] = module
                 self._functions[index] = self.device.function(
                     module, function.entry, function.shared_nbytes, function.cluster
                 )
@@ -135,13 +133,14 @@ class CudaEngine(ProgramInterface):
     def library_call(self, step: LibraryStep, sizes: Sequence[int]) -> PreparedCall:
         """A library's call at these sizes, prepared once; run it under `library_lock`."""
         key = json.dumps([step.library, dict(step.call), list(sizes)], sort_keys=True)
+        self.loaded.check_open()
         with self._lock:
-            if key not in self._prepared:
+            if key not in self.loaded.prepared:
                 library = self.device.library(step.library)
                 with self.library_lock:
                     prepared = library.prepare(step.call, sizes, self.device.target)
-                self._prepared[key] = prepared
-            return self._prepared[key]
+                self.loaded.prepared[key] = prepared
+            return self.loaded.prepared[key]
 
     def greatest_nbytes(self, external: frozenset[int]) -> int:
         """Bytes of a context at the greatest shapes; 0 when that is too much to take at once.
@@ -165,11 +164,15 @@ class CudaEngine(ProgramInterface):
         return needed if needed <= self.device.memory()[1] // RESERVED_PART else 0
 
     def close(self) -> None:
-        """Give the weights and kernels back now; nothing of the engine may run any more."""
+        """Close all contexts, and give the weights and kernels back; no context runs any more.
+
+        Waits for what its contexts have enqueued. No thread may be running one of them.
+        """
         with self._lock:
             self._idle.clear()
-        self._finalizer()
-        self._memory.close()
+        for context in list(self._contexts):
+            context.close()
+        self.loaded.close()
 
     def create_context(self, stream: object = None) -> CudaContext:
         """A context: memory, bound shapes and graphs of its own.
@@ -177,7 +180,10 @@ class CudaEngine(ProgramInterface):
         It enqueues on ``stream`` (an integer, or a stream of CuPy, torch or cuda.core), or on one
         of its own. Raises DeviceMemoryError when the device is full.
         """
-        return CudaContext(self, stream)
+        self.loaded.check_open()
+        context = CudaContext(self, stream)
+        self._contexts.add(context)
+        return context
 
     def wait_until_compiled(self) -> bool:
         """True: kernels of a GPU are compiled when the plan is built."""
@@ -207,14 +213,3 @@ def _check_target(metadata: Mapping[str, Any], device: Device) -> None:
             f"the plan was built for compute capability {built[0]}.{built[1]}, GPU {device.index} "
             f"({device.target.name}) has {here[0]}.{here[1]}; build the model for this GPU"
         )
-
-
-def _unload(
-    device: Device, modules: Mapping[str, int], prepared: Mapping[str, PreparedCall]
-) -> None:
-    with contextlib.suppress(DeviceError):
-        device.use()
-        for call in prepared.values():
-            call.close()
-        for module in modules.values():
-            device.unload_module(module)

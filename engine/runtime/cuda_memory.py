@@ -7,6 +7,7 @@ import ctypes
 import threading
 import weakref
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,16 @@ from engine.cuda.device import Device
 from engine.errors import DeviceError, DeviceMemoryError, FeedError
 from engine.ir.types import Array
 
-__all__ = ["LEGACY", "Block", "Pinned", "ResultPool", "Stream", "allocated", "spelled_nbytes"]
+__all__ = [
+    "LEGACY",
+    "Block",
+    "Pending",
+    "Pinned",
+    "ResultPool",
+    "Stream",
+    "allocated",
+    "spelled_nbytes",
+]
 
 #: The default stream, with which streams that others make by default are in order.
 LEGACY = 1
@@ -44,6 +54,30 @@ def allocated(device: Device, nbytes: int, purpose: str, helps: str) -> int:
         ) from None
 
 
+class Pending:
+    """What may still run on a stream; whoever gives back what it uses waits for it first.
+
+    A collector ends the parts of a cycle in any order, and the driver promises no wait when memory
+    is given back ("may perform implicit synchronization"). So every part can wait by itself: this
+    refers to nothing that could be in a cycle.
+    """
+
+    def __init__(self, device: Device, handle: int) -> None:
+        self.device, self.handle = device, handle
+        self._begun = self._ended = 0
+
+    def begin(self) -> None:
+        """Something is enqueued from now on."""
+        self._begun += 1
+
+    def finish(self) -> None:
+        """Wait for what was enqueued; nothing happens when nothing was since the last time."""
+        begun = self._begun
+        if begun > self._ended:
+            self.device.synchronize(self.handle)
+            self._ended = begun
+
+
 class Stream:
     """A stream with an event to put it in order with others; its own one, or a caller's."""
 
@@ -54,14 +88,9 @@ class Stream:
         self.handle = device.create_stream() if given is None else _handle(given)
         self._event = device.create_event()
         self._lock = threading.Lock()
+        self.pending = Pending(device, self.handle)
         handles = (self.handle if self.owned else None, self._event)
-        self._finalizer = weakref.finalize(self, _close_stream, device, *handles)
-        self._finalizer.atexit = False
-
-    def finish(self) -> None:
-        """Wait for what is on it. A collector may have given it back before what it serves."""
-        if self._finalizer.alive:
-            self.device.synchronize(self.handle)
+        weakref.finalize(self, _close_stream, self.pending, *handles).atexit = False
 
     @property
     def public(self) -> int:
@@ -84,12 +113,13 @@ class Stream:
             self.device.wait(then, self._event)
 
 
-def _close_stream(device: Device, stream: int | None, event: int) -> None:
+def _close_stream(pending: Pending, stream: int | None, event: int) -> None:
+    device = pending.device
     with contextlib.suppress(DeviceError):
         device.use()
+        pending.finish()
         device.destroy_event(event)
         if stream is not None:
-            device.synchronize(stream)
             device.destroy_stream(stream)
 
 
@@ -112,10 +142,13 @@ def _handle(given: object) -> int:
 
 
 class Block:
-    """One allocation of a context that can be given back and taken again."""
+    """One allocation of a context that can be given back and taken again.
 
-    def __init__(self, device: Device) -> None:
-        self.device = device
+    What ``pending`` says is waited for before memory goes back.
+    """
+
+    def __init__(self, device: Device, pending: Pending | None = None) -> None:
+        self.device, self._pending = device, pending
         self.address = self.nbytes = 0
         self._finalizer: weakref.finalize[Any, Any] | None = None
 
@@ -126,7 +159,8 @@ class Block:
         self.close()
         self.address = allocated(self.device, nbytes, purpose, helps)
         self.nbytes = nbytes
-        self._finalizer = weakref.finalize(self, _release, self.device, self.address)
+        give_back = (self.device.release, self.address, self._pending)
+        self._finalizer = weakref.finalize(self, _give_back, self.device, *give_back)
         self._finalizer.atexit = False
         return True
 
@@ -137,17 +171,21 @@ class Block:
         self._finalizer, self.address, self.nbytes = None, 0, 0
 
 
-def _release(device: Device, address: int) -> None:
+def _give_back(
+    device: Device, release: Callable[[int], None], address: int, pending: Pending | None
+) -> None:
     with contextlib.suppress(DeviceError):
         device.use()
-        device.release(address)
+        if pending is not None:
+            pending.finish()
+        release(address)
 
 
 class Pinned:
-    """Page-locked memory as an array of bytes, grown on demand."""
+    """Page-locked memory as an array of bytes, grown on demand; ``pending`` as for `Block`."""
 
-    def __init__(self, device: Device) -> None:
-        self.device = device
+    def __init__(self, device: Device, pending: Pending | None = None) -> None:
+        self.device, self._pending = device, pending
         self.data: Array = np.empty(0, np.uint8)
         self._finalizer: weakref.finalize[Any, Any] | None = None
 
@@ -158,22 +196,17 @@ class Pinned:
             address = self.device.allocate_pinned(nbytes)
             memory: Any = (ctypes.c_uint8 * nbytes).from_address(address)
             self.data = np.frombuffer(memory, np.uint8)
-            self._finalizer = weakref.finalize(self, _release_pinned, self.device, address)
+            give_back = (self.device.release_pinned, address, self._pending)
+            self._finalizer = weakref.finalize(self, _give_back, self.device, *give_back)
             self._finalizer.atexit = False
         return self.data[:nbytes]
 
     def close(self) -> None:
-        """Give the memory back; nothing may be copying from or to it."""
+        """Give the memory back after what is pending; no array of it may be used any more."""
         self.data = np.empty(0, np.uint8)
         if self._finalizer is not None:
             self._finalizer()
         self._finalizer = None
-
-
-def _release_pinned(device: Device, address: int) -> None:
-    with contextlib.suppress(DeviceError):
-        device.use()
-        device.release_pinned(address)
 
 
 class ResultPool:
@@ -224,12 +257,15 @@ class ResultPool:
             # A stream of somebody else may be gone by now, hence it cannot be asked.
             self.device.synchronize_all()
         elif LEGACY in users:
+            self.stream.pending.begin()
             self.stream.wait_for(LEGACY)
         if self._idle_nbytes > KEPT_NBYTES:
             self.trim(KEPT_NBYTES)
 
     def trim(self, nbytes: int) -> None:
-        """Keep at most that many idle bytes."""
+        """Keep at most that many idle bytes; waits for the stream, which others' work is behind."""
+        if self._idle_nbytes > nbytes:
+            self.stream.pending.finish()
         for size in sorted(self._idle, reverse=True):
             while self._idle[size] and self._idle_nbytes > nbytes:
                 self.device.release(self._idle[size].pop())
@@ -247,6 +283,7 @@ class ResultPool:
     def _drain(self) -> None:
         with contextlib.suppress(DeviceError):
             self.device.use()
+            self.stream.pending.finish()
             while self._returned:
                 self.device.release(self._returned.popleft()[0])
             self.trim(0)

@@ -117,7 +117,7 @@ class Transfers:
                 self._upload(index, feed, place.address)
                 staged = True
         if views:
-            self._hold(views)
+            self.hold(views)
         if staged:
             self._uploaded = self._mark()
 
@@ -131,7 +131,7 @@ class Transfers:
 
     def _staging(self, index: int) -> Pinned:
         if index not in self._pinned:
-            self._pinned[index] = Pinned(self.device)
+            self._pinned[index] = Pinned(self.device, self.stream.pending)
         return self._pinned[index]
 
     def _mark(self) -> int:
@@ -140,7 +140,7 @@ class Transfers:
         self.device.record(event, self.stream.handle)
         return event
 
-    def _hold(self, views: list[DeviceView]) -> None:
+    def hold(self, views: list[DeviceView]) -> None:
         """Keep callers' arrays until they were copied, and let their streams wait for that."""
         others = {view.stream for view in views if view.stream is not None}
         for other in others | ({LEGACY} if self.stream.owned else set()):
@@ -218,7 +218,7 @@ class Transfers:
                 f"{view.dtype}{list(view.shape)}"
             )
         self.device.copy(view.address, address, view.nbytes, self.stream.handle)
-        self._hold([view])
+        self.hold([view])
         return given
 
     def _download(
