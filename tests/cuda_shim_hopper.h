@@ -5,17 +5,29 @@
 // kernel must be right both ways. Blocks of a cluster are one block of fibers here, each with a part
 // of shared memory. Layouts: PTX ISA, "wgmma: Register Fragments and Shared Memory Matrix Layouts",
 // "Swizzling modes".
+//
+// What the hardware answers with a fault, or not at all, is refused: shared memory past a block's own,
+// barriers that are not initialised or were written over, more bytes than a barrier counts, a block
+// that ends while copies into or out of its memory are under way, and one that is reached after that.
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <vector>
 
 #ifndef SHIM_BLOCK_THREADS
 #define SHIM_BLOCK_THREADS 384
 #define SHIM_BLOCK_SHARED (128u << 10)
 #endif
-enum { SHIM_LATE_LOADS = 1, SHIM_LATE_PRODUCTS = 2, SHIM_LATE_STORES = 4 };
+// With late loads, `SHIM_LATE_OTHERS` lets those of other barriers than the one waited for be latest.
+enum { SHIM_LATE_LOADS = 1, SHIM_LATE_PRODUCTS = 2, SHIM_LATE_STORES = 4, SHIM_LATE_OTHERS = 8 };
+constexpr int SHIM_MOST_BYTES = (1 << 20) - 1;  // that a barrier counts
 inline int shim_late;
+// Of one block: its bytes, and how far they were used; threads that run per block of a cluster.
+inline uint32_t shim_own_nbytes = SHIM_MAX_SHARED, shim_reached;
+inline int shim_running[16];
+// Barriers and what they count.
+inline std::map<uint32_t, int> shim_barriers;
 inline uint64_t shim_progress;
 
 // Four axes, outermost first; a matrix has its rows and columns in the last two.
@@ -50,9 +62,20 @@ inline uint32_t shim_base(int rank) { return rank * SHIM_BLOCK_SHARED; }
 inline uint32_t shim_shared_address(const void *p) {
     return (uint32_t)((const unsigned char *)p - shim_dynamic);
 }
-inline unsigned char *shim_at(uint32_t address) {
-    if (address >= SHIM_MAX_SHARED) shim_fail("an address outside of shared memory"), shim_leave();
+inline unsigned char *shim_at(uint32_t address, uint32_t nbytes = 1) {
+    uint32_t end = address % SHIM_BLOCK_SHARED + nbytes;
+    if (address >= SHIM_MAX_SHARED || end > shim_own_nbytes)
+        shim_fail("an address outside of the block's shared memory"), shim_leave();
+    if (!shim_running[address / SHIM_BLOCK_SHARED])
+        shim_fail("an access to the memory of a block that has ended"), shim_leave();
+    if (end > shim_reached) shim_reached = end;
     return shim_dynamic + address;
+}
+// Memory that is written as data: no barrier lies there.
+inline void shim_no_barrier(uint32_t address, uint32_t nbytes) {
+    auto next = shim_barriers.lower_bound(address < 7 ? 0 : address - 7);
+    if (next != shim_barriers.end() && next->first < address + nbytes)
+        shim_fail("data is written over a barrier"), shim_leave();
 }
 // Under a swizzle of 128 bytes three bits of the address change, under one of 64 bytes two.
 inline uint32_t shim_swizzled(uint32_t address, uint32_t row = 128) {
@@ -65,16 +88,22 @@ inline uint32_t shim_swizzled(uint32_t address, uint32_t row = 128) {
 
 inline ShimBarrierWord *shim_word(uint32_t barrier) {
     if (barrier % 8) shim_fail("a barrier that is not aligned"), shim_leave();
-    ShimBarrierWord *word = (ShimBarrierWord *)shim_at(barrier);
-    if (word->count == 0x7fff) shim_fail("a barrier that is not initialised"), shim_leave();
+    ShimBarrierWord *word = (ShimBarrierWord *)shim_at(barrier, 8);
+    auto known = shim_barriers.find(barrier);
+    if (known == shim_barriers.end()) shim_fail("a barrier that is not initialised"), shim_leave();
+    if (known->second != word->count) shim_fail("a barrier that was written over"), shim_leave();
     return word;
 }
 inline void shim_barrier_init(uint32_t barrier, int count) {
-    ShimBarrierWord *word = (ShimBarrierWord *)shim_at(barrier);
+    ShimBarrierWord *word = (ShimBarrierWord *)shim_at(barrier, 8);
+    if (count < 1 || !shim_barriers.emplace(barrier, count).second)
+        shim_fail("a barrier that is initialised twice, or for nobody"), shim_leave();
     word->count = count, word->phase = 0, word->pending = count, word->nbytes = 0;
 }
 inline void shim_settle(ShimBarrierWord *word) {
     ++shim_progress;
+    if (word->nbytes > SHIM_MOST_BYTES || word->nbytes < -SHIM_MOST_BYTES)
+        shim_fail("more bytes than a barrier counts"), shim_leave();
     if (word->pending < 0) shim_fail("more arrivals at a barrier than it counts"), shim_leave();
     if (word->pending == 0 && word->nbytes == 0) word->phase ^= 1, word->pending = word->count;
 }
@@ -101,6 +130,7 @@ inline void shim_box(const ShimCopy &copy, bool store) {
     uint32_t row = map.box[3] * map.element_nbytes;
     if (map.swizzle != row || (row != 128 && row != 64) || copy.shared % (row * 8))
         shim_fail("a box that the model of the hardware does not know"), shim_leave();
+    if (!store) shim_no_barrier(copy.shared, row * map.box[0] * map.box[1] * map.box[2]);
     uint32_t elements = map.box[0] * map.box[1] * map.box[2] * map.box[3];
     for (uint32_t i = 0; i < elements; ++i) {
         bool inside = true;
@@ -110,7 +140,8 @@ inline void shim_box(const ShimCopy &copy, bool store) {
             inside &= at >= 0 && at < map.sizes[axis];
             memory += at * (int64_t)map.strides[axis];
         }
-        unsigned char *shared = shim_at(shim_swizzled(copy.shared + i * map.element_nbytes, row));
+        unsigned char *shared = shim_at(shim_swizzled(copy.shared + i * map.element_nbytes, row),
+                                        map.element_nbytes);
         if (store && inside) memcpy(memory, shared, map.element_nbytes);
         if (!store && inside) memcpy(shared, memory, map.element_nbytes);
         if (!store && !inside) memset(shared, 0, map.element_nbytes);
@@ -142,7 +173,8 @@ inline void shim_tma_load(uint32_t to, const void *map, int image, int high, int
 }
 // st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32
 inline void shim_finish_send(const ShimSend &send) {
-    memcpy(shim_at(send.shared), send.values, sizeof send.values);
+    shim_no_barrier(send.shared, sizeof send.values);
+    memcpy(shim_at(send.shared, sizeof send.values), send.values, sizeof send.values);
     ShimBarrierWord *word = shim_word(send.barrier);
     word->nbytes -= sizeof send.values;
     shim_settle(word);
@@ -163,8 +195,11 @@ inline void shim_await(uint32_t barrier, uint32_t parity) {
             continue;
         }
         if (rounds > 20 && !shim_loads.empty()) {
-            ShimCopy copy = shim_loads.back();
-            shim_loads.pop_back();
+            size_t place = shim_loads.size();
+            for (size_t i = place; i-- && shim_late & SHIM_LATE_OTHERS;)
+                if (shim_loads[i].barrier == barrier) { place = i + 1; break; }
+            ShimCopy copy = shim_loads[place - 1];
+            shim_loads.erase(shim_loads.begin() + (place - 1));
             shim_finish_load(copy);
             continue;
         }
@@ -198,9 +233,11 @@ inline void shim_stmatrix(uint32_t row, const unsigned *words) {
     shim_gather(mine, all);
     shim_unpublished[shim_current] = true;
     int lane = shim_lane();
+    shim_no_barrier(row, 16);
+    auto *to = (unsigned short *)shim_at(row, 16);
     for (int column = 0; column < 8; ++column) {
         unsigned word = all[lane % 8 * 4 + column / 2].words[lane / 8];
-        ((unsigned short *)shim_at(row))[column] = (unsigned short)(word >> 16 * (column % 2));
+        to[column] = (unsigned short)(word >> 16 * (column % 2));
     }
     __syncwarp();
 }
@@ -296,27 +333,55 @@ inline void shim_wgmma_wait(int left) {
     __syncwarp();  // whole warps execute these instructions
 }
 
-// What a kernel left undone, or null.
-inline const char *shim_left_over() {
-    bool loads = !shim_loads.empty() || !shim_sends.empty(), stores = false, products = false;
-    shim_loads.clear(), shim_sends.clear();
+// ---------------------------------------------------------------------------------------------
+// Ends
+// ---------------------------------------------------------------------------------------------
+
+// A thread has ended: nobody else waits for its stores and products, and copies into the memory of a
+// block end before its last thread.
+inline void shim_thread_ends() {
+    int rank = shim_rank();
+    if (!shim_stores[shim_current].empty()) shim_fail("stores that nobody waited for");
+    for (auto &group : shim_products[shim_current])
+        if (!group.empty()) shim_fail("products that nobody waited for");
+    shim_products[shim_current].clear();
+    if (--shim_running[rank]) return;
+    auto here = [rank](uint32_t address) { return address / SHIM_BLOCK_SHARED == (uint32_t)rank; };
+    for (const ShimCopy &copy : shim_loads)
+        if (here(copy.shared)) shim_fail("loads that nobody waited for");
+    for (const ShimSend &send : shim_sends)
+        if (here(send.shared)) shim_fail("loads that nobody waited for");
+    for (auto item = shim_barriers.begin(); item != shim_barriers.end();) {
+        if (!here(item->first)) { ++item; continue; }
+        if (((ShimBarrierWord *)(shim_dynamic + item->first))->nbytes)
+            shim_fail("a barrier of a block that has ended expects bytes");
+        item = shim_barriers.erase(item);
+    }
+}
+inline void shim_thread_begins() {
+    // The first thread of a block: those of its whole cluster are there.
+    if (shim_alive == shim_count && !shim_running[shim_rank()])
+        for (int i = 0; i < shim_count; ++i) ++shim_running[i / SHIM_BLOCK_THREADS];
+}
+inline void shim_forget(int late, uint64_t shared_nbytes, const unsigned *block) {
+    int cluster = (int)(block[0] * block[1] * block[2]) / SHIM_BLOCK_THREADS;
+    shim_late = late, shim_reached = 0;
+    shim_own_nbytes = (uint32_t)shared_nbytes - shim_base(cluster > 1 ? cluster - 1 : 0);
+    shim_loads.clear(), shim_sends.clear(), shim_barriers.clear();
+    for (int &threads : shim_running) threads = 0;
     for (int i = 0; i < SHIM_MAX_THREADS; ++i) {
-        stores |= !shim_stores[i].empty();
-        for (auto &group : shim_products[i]) products |= !group.empty();
         shim_stores[i].clear(), shim_products[i].clear();
         shim_unpublished[i] = false;
     }
-    return loads ? "loads that nobody waited for"
-         : stores ? "stores that nobody waited for"
-         : products ? "products that nobody waited for" : nullptr;
 }
 #define SHIM_EXPORT_HOPPER(kernel) \
+    /* Bytes of shared memory from its beginning to the last that the run before used. */ \
+    SHIM_PUBLIC uint32_t shim_shared_reached() { return shim_reached; } \
     SHIM_PUBLIC const char *shim_run_hopper(void **parameters, const unsigned *grid, \
                                            const unsigned *block, uint64_t shared_nbytes, \
                                            int backwards, int late) { \
-        shim_late = late; \
-        const char *error = shim_grid([](void **p) { shim_call(kernel, p); }, parameters, grid, \
-                                      block, shared_nbytes, backwards != 0); \
-        const char *left = shim_left_over(); \
-        return error ? error : left; \
+        shim_forget(late | (backwards ? SHIM_LATE_OTHERS : 0), shared_nbytes, block); \
+        return shim_grid( \
+            [](void **p) { shim_thread_begins(), shim_call(kernel, p), shim_thread_ends(); }, \
+            parameters, grid, block, shared_nbytes, backwards != 0); \
     }
