@@ -106,6 +106,8 @@ def tuning_tasks(graph: Graph, options: BuildOptions, known: Iterable[TimingReco
         table.setdefault(record.signature, []).append(record)
     tasks: dict[str, Task] = {}
     for point, node in itertools.product(points, graph.nodes):
+        if node.kind == "View":  # no work, and no form that a signature is made of
+            continue
         pairs = shared.get(node.name, ())
         signature, own_point = layer_signature(node, point, pairs)
         rows = table.get(signature, ())
