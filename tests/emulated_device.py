@@ -1,5 +1,7 @@
 """A GPU on the CPU: memory is the host's, kernels are CUDA C under the host shim.
 
+Every block of memory ends at a page without access, as the last one of a GPU may.
+
 Nothing runs before it must: work waits on its stream until the host waits for it, or another stream
 that the host waits for does. So whoever forgets to wait reads what was there before. A cubin is the
 JSON of a `DeviceKernel` here.
@@ -13,13 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from engine.cuda.device import Enqueue, Launch
 from engine.cuda.kernel import DeviceKernel
 from engine.cuda.null_device import Node, NullDevice, Work
 from engine.errors import DeviceError
 from tests.cuda_shim import Function, load_function
+from tests.paged_memory import Paged
 
 __all__ = ["EmulatedDevice", "image_of"]
 
@@ -50,22 +51,22 @@ class EmulatedDevice(NullDevice):
 
     eager: bool = False
     latest_first: bool = False
-    _blocks: dict[int, np.ndarray] = field(default_factory=dict)
+    _blocks: dict[int, Paged] = field(default_factory=dict)
     _queues: dict[int, list[Any]] = field(default_factory=dict)
     _done: dict[int, int] = field(default_factory=dict)
     _marks: dict[int, tuple[int, int]] = field(default_factory=dict)
     _compiled: dict[int, Function] = field(default_factory=dict)
 
     def _place(self, nbytes: int) -> int:
-        memory = np.full(nbytes + 512, POISON, np.uint8)
-        address = int(memory.ctypes.data) + -int(memory.ctypes.data) % 256
-        self._blocks[address] = memory
-        return address
+        block = Paged(nbytes, at_end=True, grain=256)
+        block.memory[:] = POISON
+        self._blocks[block.address] = block
+        return block.address
 
     def release(self, address: int) -> None:
         self.finish()
         super().release(address)
-        self._blocks.pop(address).fill(POISON ^ 0xFF)
+        self._blocks.pop(address).memory.fill(POISON ^ 0xFF)
 
     def execute(self, stream: int, work: Work) -> None:
         super().execute(stream, work)
