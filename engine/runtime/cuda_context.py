@@ -118,6 +118,7 @@ class CudaContext:
         self._states.clear()
         self._transfers.close()
         self._lanes.close()
+        self._capture_stream = None
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
@@ -250,7 +251,7 @@ class CudaContext:
             if self.synchronous:
                 binding.run_apart(self.stream.handle, run.values)
             else:
-                capture = self._capturing() if self.capture else None
+                capture = self._capturing() if self.capture and binding.runs else None
                 binding.run(self.stream.handle, run.values, capture_on=capture)
             return self._transfers.give(run, binding)
         except DeviceMemoryError:
@@ -286,9 +287,13 @@ class CudaContext:
         )
 
     def _capturing(self) -> int:
-        """A stream of our own to capture on: a caller's may be in use by other threads."""
+        """A stream to capture on, where nothing ever runs.
+
+        A caller's may be in use by other threads, and ours may have to be waited for meanwhile, by
+        a collector that gives back memory of ours: while it is captured it cannot be.
+        """
         if self._capture_stream is None:
-            self._capture_stream = self.stream if self.stream.owned else Stream(self.device)
+            self._capture_stream = Stream(self.device)
         return self._capture_stream.handle
 
     def _begin(

@@ -118,11 +118,11 @@ def test_contexts_have_lanes_of_their_own_and_give_them_back() -> None:
     events = device.held["events"]
     first, second = engine.create_context(), engine.create_context()
     for context in (first, second, first):
-        for size in (10, 20, 30):
+        for size in (10, 20, 30, 10):
             context.run({"x": vector(size)})
-    assert device.held["streams"] == streams + 2 * 3  # own stream and two lanes
+    assert device.held["streams"] == streams + 2 * 4  # own stream, to capture on, and two lanes
     first.close()
-    assert device.held["streams"] == streams + 2 + 2
+    assert device.held["streams"] == streams + 1 + 4
     first.run({"x": vector(10)})
     first.close()
     second.close()

@@ -179,6 +179,32 @@ def test_a_collector_may_end_one_engine_while_another_captures(
     other.close()
 
 
+def test_a_collector_may_end_an_old_state_while_its_context_captures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device = BusyDevice()
+    context = engine_of(with_state(), device).create_context()
+    names = ("x", "past")
+    cycle: list[Any] = [context.run({name: Buffer(device, 5) for name in names})["present"]]
+    alive = weakref.ref(cycle[0])
+    cycle.append(cycle)
+    begun = device.begin_capture
+
+    def begin_capture(stream: int) -> None:
+        begun(stream)
+        gc.collect()
+
+    monkeypatch.setattr(device, "begin_capture", begin_capture)
+    gc.disable()
+    with device.counting() as counted:
+        context.run({name: Buffer(device, 6) for name in names})
+        del cycle
+        context.run({name: Buffer(device, 6) for name in names})
+    gc.enable()
+    assert alive() is None and counted["capture"] == 1
+    assert not device.early and not counted["refused"]
+
+
 def test_a_closed_engine_waits_for_its_contexts_and_runs_no_more() -> None:
     device = BusyDevice()
     engine = engine_of(chain(), device)
