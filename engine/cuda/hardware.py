@@ -106,6 +106,9 @@ class CudaDevice:
         self._context = call("cuDevicePrimaryCtxRetain", handle, doing="start the GPU's context")
         self._libraries: dict[LibraryName, Library] = {}
         self._lock = threading.Lock()
+        #: Held while a thread captures on the streams listed, and by whoever waits for everything.
+        self._capturing = threading.RLock()
+        self._captured: set[int] = set()
         self.use()
 
     def use(self) -> None:
@@ -173,8 +176,13 @@ class CudaDevice:
         call("cuStreamSynchronize", stream, doing="wait for a stream")
 
     def synchronize_all(self) -> None:
-        """Wait for the device on the host."""
-        call("cuCtxSynchronize", doing="wait for the GPU")
+        """Wait for the device on the host.
+
+        Not while another thread captures: waiting for a context with such a stream is invalid and
+        ends the capture.
+        """
+        with self._capturing:
+            call("cuCtxSynchronize", doing="wait for the GPU")
 
     def create_event(self, *, timed: bool = False) -> int:
         """An event."""
@@ -291,11 +299,25 @@ class CudaDevice:
     def begin_capture(self, stream: int) -> None:
         """Begin capturing; other threads, and frees by the collector, do not disturb it."""
         mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
-        call("cuStreamBeginCapture", stream, mode, doing="begin to capture a graph")
+        self._capturing.acquire()
+        try:
+            call("cuStreamBeginCapture", stream, mode, doing="begin to capture a graph")
+        except BaseException:
+            self._capturing.release()
+            raise
+        self._captured.add(stream)
+
+    def _capture_ended(self, stream: int) -> None:
+        if stream in self._captured:
+            self._captured.discard(stream)
+            self._capturing.release()
 
     def end_capture(self, stream: int) -> int:
         """End capturing and instantiate the graph."""
-        graph = call("cuStreamEndCapture", stream, doing="capture a graph")
+        try:
+            graph = call("cuStreamEndCapture", stream, doing="capture a graph")
+        finally:
+            self._capture_ended(stream)
         try:
             return int(call("cuGraphInstantiate", graph, 0, doing="instantiate a graph"))
         finally:
@@ -304,6 +326,7 @@ class CudaDevice:
     def abandon_capture(self, stream: int) -> None:
         """End capturing without a graph; what the driver says of a broken capture is known."""
         error, graph = self._driver.cuStreamEndCapture(stream)
+        self._capture_ended(stream)
         if not error and int(graph):
             self._driver.cuGraphDestroy(graph)
 

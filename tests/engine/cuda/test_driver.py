@@ -6,6 +6,7 @@ import ctypes
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -232,6 +233,36 @@ def test_a_broken_capture_is_forgotten_and_a_whole_one_instantiated(answering: A
     device.abandon_capture(3)
     with pytest.raises(DeviceError, match="could not capture a graph"):
         device.end_capture(3)
+
+
+@pytest.mark.parametrize("ending", ["end_capture", "abandon_capture"])
+def test_nobody_waits_for_everything_while_another_thread_captures(
+    answering: Any, ending: str
+) -> None:
+    answers = answering(
+        cuStreamBeginCapture=(0,),
+        cuStreamEndCapture=(0, 11),
+        cuGraphInstantiate=(0, 12),
+        cuGraphDestroy=(0,),
+        cuCtxSynchronize=(0,),
+    )
+    device = hardware.CudaDevice(0)
+    device.begin_capture(3)
+    other = threading.Thread(target=device.synchronize_all)
+    other.start()
+    other.join(0.2)
+    names = [name for name, *_ in answers.calls]
+    assert "cuCtxSynchronize" not in names
+    getattr(device, ending)(3)
+    other.join(10)
+    assert [name for name, *_ in answers.calls].count("cuCtxSynchronize") == 1
+    answers.answers["cuStreamBeginCapture"] = (real.CUresult.CUDA_ERROR_INVALID_VALUE,)
+    with pytest.raises(DeviceError, match="could not begin to capture"):
+        device.begin_capture(3)
+    again = threading.Thread(target=device.synchronize_all)
+    again.start()
+    again.join(10)
+    assert not again.is_alive()
 
 
 @pytest.mark.parametrize(
