@@ -71,7 +71,7 @@ class Device(Protocol):
         ...
 
     def release(self, address: int) -> None:
-        """Give memory back; waits for everything that runs."""
+        """Give memory back, which nothing uses that still runs: the driver may not wait for it."""
         ...
 
     def allocate_pinned(self, nbytes: int) -> int:
@@ -147,7 +147,7 @@ class Device(Protocol):
         ...
 
     def unload_module(self, module: int) -> None:
-        """Give a module back; its functions end with it."""
+        """Give a module back, of which nothing runs and no graph is left; its functions end."""
         ...
 
     def function(self, module: int, entry: str, shared_nbytes: int, cluster: int) -> int:

@@ -94,7 +94,8 @@ class NullDevice:
         self._streams: set[int] = set(_DEFAULTS)
         self._events: set[int] = set()
         self._modules: dict[int, bytes] = {}
-        self._functions: dict[int, str] = {}
+        #: Entry and module by function.
+        self._functions: dict[int, tuple[str, int]] = {}
         self._graphs: dict[int, list[Node]] = {}
         #: By stream; streams that are part of one capture share it.
         self._capturing: dict[int, _Capture] = {}
@@ -203,6 +204,7 @@ class NullDevice:
         what, subject, _ = work
         self.counts[what] += 1
         if isinstance(subject, Launch):
+            self._check(subject.function in self._functions, "a kernel whose module is gone")
             self.launches.append(subject)
         elif isinstance(subject, int):
             self.nbytes[what] += subject
@@ -295,16 +297,19 @@ class NullDevice:
         return module
 
     def unload_module(self, module: int) -> None:
-        """Forget a number."""
+        """Forget a number and the functions of the module."""
         self._check(module in self._modules, "a module that is gone")
         del self._modules[module]
+        self._functions = {
+            function: found for function, found in self._functions.items() if found[1] != module
+        }
 
     def function(self, module: int, entry: str, shared_nbytes: int, cluster: int) -> int:
         """A number."""
         self._check(module in self._modules, "a module that is gone")
         self._check(shared_nbytes <= self.target.shared_nbytes, "too much shared memory")
         function = self._number()
-        self._functions[function] = entry
+        self._functions[function] = entry, module
         return function
 
     def prepare(self, launch: Launch) -> Enqueue:
@@ -318,7 +323,7 @@ class NullDevice:
 
     def entry(self, launch: Launch) -> str:
         """The name of the kernel that a launch runs."""
-        return self._functions[launch.function]
+        return self._functions[launch.function][0]
 
     def encode(self, box: EncodedBox) -> bytes:
         """128 bytes that begin with the address."""

@@ -7,6 +7,7 @@ import math
 import weakref
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -175,7 +176,8 @@ class CudaContext:
         """
         old = self._fixed.pop(name, None)
         if old is not None:
-            self._unbound.append(old.view)
+            # The stream that it named then may be gone by now.
+            self._unbound.append(replace(old.view, stream=None))
         self._ports += 1
 
     def _slot(self, name: str) -> int:

@@ -108,14 +108,21 @@ class BusyDevice(NullDevice):
 class Buffer:
     """An array of a caller's."""
 
-    def __init__(self, device: NullDevice, size: int) -> None:
+    def __init__(self, device: NullDevice, size: int, stream: int | None = None) -> None:
         self.shape, self.address = (size,), device.allocate(4 * size)
+        self.stream = stream
         # A caller's memory goes back to a pool of the caller's.
         weakref.finalize(self, NullDevice.release, device, self.address).atexit = False
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        return {"shape": self.shape, "typestr": "<f4", "data": (self.address, False), "version": 3}
+        return {
+            "shape": self.shape,
+            "typestr": "<f4",
+            "data": (self.address, False),
+            "version": 3,
+            "stream": self.stream,
+        }
 
 
 def engine_of(program: Program, device: NullDevice) -> CudaEngine:
@@ -218,6 +225,17 @@ def test_a_closed_engine_waits_for_its_contexts_and_runs_no_more() -> None:
     engine.close()
 
 
+def test_the_null_device_runs_no_kernel_of_a_module_that_is_gone() -> None:
+    device = NullDevice()
+    engine = engine_of(chain(), device)
+    context = engine.create_context()
+    for _ in range(2):
+        context.run({"x": np.zeros(5, np.float32)})
+    device.unload_module(engine.loaded.modules.popitem()[1])
+    with pytest.raises(DeviceError, match="a kernel whose module is gone"):
+        context.run({"x": np.zeros(5, np.float32)})
+
+
 def test_a_context_that_was_closed_leaves_the_callers_stream_alone() -> None:
     """Somebody else may be capturing it by then, or it may be gone."""
     device = BusyDevice()
@@ -235,11 +253,13 @@ def test_a_context_that_was_closed_leaves_the_callers_stream_alone() -> None:
 def test_a_buffer_that_is_bound_no_more_lives_until_the_work_on_it_has_ended() -> None:
     device = BusyDevice()
     context = engine_of(chain(), device).create_context()
-    first: Buffer | None = Buffer(device, 9)
+    stream = device.create_stream()
+    first: Buffer | None = Buffer(device, 9, stream)
     alive = weakref.ref(first)
     for name, buffer in (("x", first), ("y", Buffer(device, 9))):
         context.bind(name, buffer)
     context.run({})
+    device.destroy_stream(stream)
     first = buffer = None
     context.bind("x", Buffer(device, 9))
     gc.collect()
