@@ -184,8 +184,7 @@ class CudnnGraphs:
     """The library on the device whose primary context is current; implements `Library`.
 
     ``rest`` is a stream that lives as long as the library; the handle is left on it after every
-    call. cuDNN asks the stream that its handle was on about its priority, and a stream of a context
-    that is gone would leave an error behind that the next user of the CUDA runtime finds.
+    call, never on one of a context, which may be gone when the next call changes the stream.
     """
 
     def __init__(self, rest: int = 0) -> None:

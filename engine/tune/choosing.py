@@ -106,8 +106,8 @@ def unanswered(
 ) -> Sequence[str]:
     """The sources without libraries that need not be asked about a layer any more.
 
-    Asking builds what they offer, which takes longer than all else of a build. Where records of
-    the version that is installed here tell of a layer, they are the answer.
+    Asking has a library build what it offers. Where records of the version that is installed here
+    tell of a layer, they are the answer.
     """
     if not isinstance(target, CudaTarget):
         return sources
