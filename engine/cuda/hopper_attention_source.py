@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from engine.cuda.hopper_prelude import wgmma_sums
 from engine.ir.types import DType
 
 __all__ = ["BODY", "SETTINGS", "STAGE", "TILE", "attend_text", "product_text"]
@@ -69,19 +70,8 @@ def product_text(dtype: DType, columns: int) -> str:
     columns.
     """
     count = columns // 2
-    names = [f"%{place}" for place in range(count)]
-    lines = [", ".join(names[start : start + 16]) for start in range(0, count, 16)]
-    places = "\n".join(
-        f'      "{line}{", " if place + 1 < len(lines) else ""}"'
-        for place, line in enumerate(lines)
-    )
     return _PRODUCT.format(
-        n=columns,
-        count=count,
-        type="bf16" if dtype is DType.BFLOAT16 else "f16",
-        bfloat16="true" if dtype is DType.BFLOAT16 else "false",
-        places=places,
-        outputs=", ".join(f'"+f"(d[{place}])' for place in range(count)),
+        **wgmma_sums(dtype, columns),
         a=count,
         a1=count + 1,
         a2=count + 2,

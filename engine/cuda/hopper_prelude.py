@@ -10,8 +10,9 @@ that the same kernel text also runs on a processor. Instructions and layouts fol
 from __future__ import annotations
 
 from engine.ir.types import DType
+from engine.target import CudaTarget, Target
 
-__all__ = ["HOPPER_PRELUDE", "wgmma_text"]
+__all__ = ["HOPPER_PRELUDE", "hopper_target", "wgmma_sums", "wgmma_text"]
 
 _BARRIERS = r"""
 /* A tensor map as the driver encodes it. */
@@ -180,8 +181,17 @@ EF_FUNCTION void ef_wgmma(float (&d)[{count}], uint64_t a, uint64_t b, int add) 
 """
 
 
-def wgmma_text(dtype: DType, columns: int) -> str:
-    """The function ``ef_wgmma`` for float16 or bfloat16; ``columns`` is a multiple of 8 to 256."""
+def hopper_target(target: Target) -> CudaTarget | str:
+    """The target if its GPU has these instructions, which no later one has; else why not."""
+    if not isinstance(target, CudaTarget):
+        return "the target is no CUDA device"
+    if target.capability != (9, 0):
+        return "it needs the products and clusters of compute capability 9.0"
+    return target
+
+
+def wgmma_sums(dtype: DType, columns: int) -> dict[str, object]:
+    """What the texts of all products say alike: the type, the sums d and their places."""
     count = columns // 2
     names = [f"%{place}" for place in range(count)]
     lines = [", ".join(names[start : start + 16]) for start in range(0, count, 16)]
@@ -189,13 +199,21 @@ def wgmma_text(dtype: DType, columns: int) -> str:
         f'      "{line}{", " if place + 1 < len(lines) else ""}"'
         for place, line in enumerate(lines)
     )
+    return {
+        "n": columns,
+        "count": count,
+        "type": "bf16" if dtype is DType.BFLOAT16 else "f16",
+        "bfloat16": "true" if dtype is DType.BFLOAT16 else "false",
+        "places": places,
+        "outputs": ", ".join(f'"+f"(d[{place}])' for place in range(count)),
+    }
+
+
+def wgmma_text(dtype: DType, columns: int) -> str:
+    """The function ``ef_wgmma`` for float16 or bfloat16; ``columns`` is a multiple of 8 to 256."""
+    count = columns // 2
     return _INSTRUCTION.format(
-        n=columns,
-        count=count,
-        type="bf16" if dtype is DType.BFLOAT16 else "f16",
-        bfloat16="true" if dtype is DType.BFLOAT16 else "false",
-        places=places,
-        outputs=", ".join(f'"+f"(d[{place}])' for place in range(count)),
+        **wgmma_sums(dtype, columns),
         a=count,
         b=count + 1,
         add=count + 2,

@@ -18,6 +18,7 @@ from engine.cuda.hopper_attention_loop import (
     hopper_attention_loop_kernel,
     ranked_loop_tiles,
 )
+from engine.cuda.hopper_prelude import hopper_target
 from engine.cuda.kernel import DeviceKernel
 from engine.ir.graph import Node
 from engine.ir.sizes import Dim, ceildiv, evaluate, modulo
@@ -27,7 +28,7 @@ from engine.ops.fused_attention import DTYPES, FusedAttention
 from engine.plan.device import Parameter, Pointer, Scalar, TensorMap
 from engine.plan.structure import Guard
 from engine.tactics.tactic import Candidate, Refusal, register
-from engine.target import CudaTarget, Target
+from engine.target import Target
 
 __all__ = ["NvrtcHopperAttention"]
 
@@ -48,10 +49,9 @@ class NvrtcHopperAttention:
         self, node: Node, point: Mapping[str, int], target: Target
     ) -> Sequence[Candidate] | Refusal:
         """One candidate per way of cutting that is worth measuring."""
-        if not isinstance(target, CudaTarget):
-            return Refusal(self.name, "the target is no CUDA device")
-        if target.capability != (9, 0):
-            return Refusal(self.name, "it needs the products of compute capability 9.0")
+        hopper = hopper_target(target)
+        if isinstance(hopper, str):
+            return Refusal(self.name, hopper)
         reason = _reason(node)
         if reason:
             return Refusal(self.name, reason)
@@ -63,10 +63,10 @@ class NvrtcHopperAttention:
         form = _form(node, keys)
         found = []
         if keys <= MOST_KEYS:
-            whole = ranked_attention_tiles(form, batch * heads, queries, target)
+            whole = ranked_attention_tiles(form, batch * heads, queries, hopper)
             found += [self._candidate(form, tile, op.sizes[3]) for tile in whole]
         if keys > _LEAST_LOOP or not isinstance(op.sizes[3], int):
-            loops = ranked_loop_tiles(form, batch * heads, queries, keys, target)
+            loops = ranked_loop_tiles(form, batch * heads, queries, keys, hopper)
             found += [
                 self._loop_candidate(replace(form, columns=tile.columns), tile, op.sizes[3])
                 for tile in (loops if keys > MOST_KEYS else loops[:_SOME])

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from engine.cuda.hopper_gemm import FACTORS, HopperTail, HopperTile, HopperWindow, hopper_kernel
 from engine.cuda.hopper_gemm_tiles import HopperProblem, ranked_hopper_tiles
+from engine.cuda.hopper_prelude import hopper_target
 from engine.ir.graph import Node, Value
 from engine.ir.sizes import Dim, ceildiv, evaluate, minimum
 from engine.ir.types import TensorType
@@ -40,10 +41,9 @@ class NvrtcHopperConvolution:
         self, node: Node, point: Mapping[str, int], target: Target
     ) -> Sequence[Candidate] | Refusal:
         """One candidate per tile worth measuring, with the box that wastes the fewest pixels."""
-        if not isinstance(target, CudaTarget):
-            return Refusal(self.name, "the target is no CUDA device")
-        if target.capability != (9, 0):
-            return Refusal(self.name, "it needs the products of compute capability 9.0")
+        hopper = hopper_target(target)
+        if isinstance(hopper, str):
+            return Refusal(self.name, hopper)
         reason = _reason(node)
         if reason:
             return Refusal(self.name, reason)
@@ -71,10 +71,10 @@ class NvrtcHopperConvolution:
         depth = window.taps[0] * window.taps[1] * -(-_channels(node) // _DEPTH) * _DEPTH
         problem = HopperProblem(extent.pixels, outputs, depth, tail)
         offered = []
-        for tile in ranked_hopper_tiles(problem, target, rows_of):
+        for tile in ranked_hopper_tiles(problem, hopper, rows_of):
             box = found[tile.rows]
             assert box is not None
-            offered.append(self._candidate(tile, replace(window, box=box), target))
+            offered.append(self._candidate(tile, replace(window, box=box), hopper))
         return offered or Refusal(self.name, "no box of pixels fits the strides")
 
     def _candidate(self, tile: HopperTile, window: HopperWindow, target: CudaTarget) -> Candidate:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from engine.cuda.hopper_gemm import FACTORS, HopperTail, HopperTile, hopper_kernel
 from engine.cuda.hopper_gemm_tiles import HopperProblem, ranked_hopper_tiles
+from engine.cuda.hopper_prelude import hopper_target
 from engine.ir.graph import Node, Value
 from engine.ir.sizes import Dim, ceildiv, evaluate, minimum, modulo, symbols
 from engine.ir.types import DType, TensorType
@@ -34,10 +35,9 @@ class NvrtcHopperGemm:
         self, node: Node, point: Mapping[str, int], target: Target
     ) -> Sequence[Candidate] | Refusal:
         """One candidate per tile worth measuring."""
-        if not isinstance(target, CudaTarget):
-            return Refusal(self.name, "the target is no CUDA device")
-        if target.capability != (9, 0):
-            return Refusal(self.name, "it needs the products of compute capability 9.0")
+        hopper = hopper_target(target)
+        if isinstance(hopper, str):
+            return Refusal(self.name, hopper)
         asked = read_product(node)
         reason = asked if isinstance(asked, str) else _reason(node, asked)
         if isinstance(asked, str) or reason:
@@ -51,8 +51,8 @@ class NvrtcHopperGemm:
             packed.pointers()
         except ValueError as error:
             return Refusal(self.name, str(error))
-        tiles = ranked_hopper_tiles(HopperProblem(m, n, k, packed), target)
-        return [self._candidate(tile, target) for tile in tiles]
+        tiles = ranked_hopper_tiles(HopperProblem(m, n, k, packed), hopper)
+        return [self._candidate(tile, hopper) for tile in tiles]
 
     def _candidate(self, tile: HopperTile, target: CudaTarget) -> Candidate:
         return Candidate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from engine.cuda.hopper_prelude import hopper_target
 from engine.cuda.hopper_split import SplitTail, SplitTile, SplitWindow, split_kernel
 from engine.cuda.hopper_split_tiles import SplitProblem, ranked_split_tiles
 from engine.ir.graph import Node, Value
@@ -35,10 +36,9 @@ class NvrtcHopperSplit:
         self, node: Node, point: Mapping[str, int], target: Target
     ) -> Sequence[Candidate] | Refusal:
         """One candidate per tile worth measuring."""
-        if not isinstance(target, CudaTarget):
-            return Refusal(self.name, "the target is no CUDA device")
-        if target.capability != (9, 0):
-            return Refusal(self.name, "it needs the clusters and products of capability 9.0")
+        hopper = hopper_target(target)
+        if isinstance(hopper, str):
+            return Refusal(self.name, hopper)
         read = _read(node)
         if isinstance(read, str):
             return Refusal(self.name, read)
@@ -58,12 +58,12 @@ class NvrtcHopperSplit:
         except ValueError as error:
             return Refusal(self.name, str(error))
         problem = SplitProblem(extent, product.n, product.k, tail, window)
-        tiles = ranked_split_tiles(problem, target)
+        tiles = ranked_split_tiles(problem, hopper)
         if not tiles:
             return Refusal(
                 self.name, "its tiles fill the GPU more than once, or k fits into no memory"
             )
-        return [self._candidate(tile, target) for tile in tiles]
+        return [self._candidate(tile, hopper) for tile in tiles]
 
     def _candidate(self, tile: SplitTile, target: CudaTarget) -> Candidate:
         return Candidate(
